@@ -1,0 +1,64 @@
+"""Files that hold tensors: written atomically, read without unpickling code, with a format and a version inside."""
+
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers.errors import CheckpointError
+
+FORMAT = "rankfront"
+VERSION = 1
+
+
+def write_payload(path: Path, kind: str, content: dict[str, Any]) -> None:
+    """Write `content` (tensors, numbers, strings, lists, dicts) to `path`: temporary file, fsync, rename.
+
+    A file of that name is whole at all times: the old one until the new one is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_payload(path: Path, kind: str) -> dict[str, Any]:
+    """Return what `write_payload` wrote, with tensors on the CPU.
+
+    Raises CheckpointError where the file is missing, damaged, not ours, of another version or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} must be a {kind} file, but there is none")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} must be a readable {kind} file, but it is damaged or foreign: {reason}") from error
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise CheckpointError(f"{path} must be a {FORMAT} {kind} file, but it was written by something else")
+    if payload.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} must have format version {VERSION}, but has {payload.get('version')}; use the rankfront that wrote it"
+        )
+    if payload.get("kind") != kind:
+        raise CheckpointError(f"{path} must be a {kind} file, but is a {payload.get('kind')} file")
+    return payload
+
+
+def require_same_config(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise CheckpointError, naming the settings, unless a file's config is the one that the caller runs with."""
+    differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    if differing:
+        changes = ", ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} here" for key in differing)
+        raise CheckpointError(f"{path} belongs to another configuration ({changes}); use another output directory")

@@ -1,0 +1,164 @@
+"""Image sets, decoded once into one uint8 tensor, with a fixed and seeded train/validation split.
+
+The test split is loaded by `load_test` alone, so that training code cannot see it. To add a set: write a function
+(DataConfig, "train" or "test") -> RawImages and enter it in DATASETS.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainers.config import DataConfig
+from trainers.errors import DataError
+from trainers.image_files import RawImages, read_imagefolder, read_parquet
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images (N, C, H, W) uint8 and labels (N) int64, with the rows used for training and for validation.
+
+    `mean` and `std` (C) are those of the training rows, in units of 0..1. Never write into `images`: several processes
+    may share its memory.
+    """
+
+    images: Tensor
+    labels: Tensor
+    train_rows: Tensor
+    validation_rows: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, c, h, w = self.images.shape
+        return c, h, w
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def to(self, device: torch.device) -> "ImageData":
+        """Return the set with its tensors on `device`; on their own device nothing is copied."""
+        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "train_rows", "validation_rows")}
+        return replace(self, **moved)
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the set as numpy arrays and tuples, which processes can share without copies; `from_arrays` undoes it."""
+        tensors = {name: getattr(self, name).numpy() for name in ("images", "labels", "train_rows", "validation_rows")}
+        return {**tensors, "mean": self.mean, "std": self.std, "class_names": self.class_names}
+
+    @staticmethod
+    def from_arrays(arrays: dict[str, Any]) -> "ImageData":
+        """Return the set that `arrays` came from, on the same memory."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return ImageData(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
+
+
+def load_train_validation(config: DataConfig) -> ImageData:
+    """Read the training split and divide it by `validation_fraction` and `split_seed`; the test split is not touched.
+
+    Raises DataError where the set is missing, unreadable, or too small to divide.
+    """
+    raw = DATASETS[config.name](config, "train")
+    images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.split_seed))
+    order = order[: config.max_train]
+    num_validation = round(len(order) * config.validation_fraction)
+    if not 0 < num_validation < len(order):
+        raise DataError(
+            f"training and validation rows must both be present, but validation_fraction={config.validation_fraction} "
+            f"of {len(order)} images of {config.name!r} gives {num_validation}; change validation_fraction or max_train"
+        )
+    validation_rows, train_rows = order[:num_validation].sort().values, order[num_validation:].sort().values
+    mean, std = _channel_statistics(images, train_rows)
+    return ImageData(images, labels, train_rows, validation_rows, mean, std, raw.class_names)
+
+
+def load_test(config: DataConfig, train: ImageData) -> ImageData:
+    """Read the test split, normalised as `train`; all rows are in `validation_rows`, none in `train_rows`.
+
+    Raises DataError where it is missing or its classes or image shape differ from the training split's.
+    """
+    raw = DATASETS[config.name](config, "test")
+    rows = torch.arange(len(raw.labels))
+    data = replace(
+        train,
+        images=torch.from_numpy(raw.images),
+        labels=torch.from_numpy(raw.labels),
+        train_rows=rows[:0],
+        validation_rows=rows,
+    )
+    if data.sample_shape != train.sample_shape:
+        raise DataError(f"test images must have the training images' shape {train.sample_shape}, not {data.sample_shape}")
+    if raw.class_names != train.class_names:
+        raise DataError(f"the test split of {config.name!r} has other classes than its training split")
+    return data
+
+
+def _channel_statistics(images: Tensor, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the given rows, in units of 0..1, summed exactly in integers."""
+    total = torch.zeros(images.shape[1], dtype=torch.int64)
+    squares = torch.zeros_like(total)
+    for block in rows.split(4096):
+        values = images[block].to(torch.int32)
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+    count = len(rows) * images.shape[2] * images.shape[3]
+    mean = total.double() / count
+    variance = (squares.double() / count - mean.square()).clamp_min(0)
+    std = variance.sqrt().clamp_min(1)  # a constant channel: one grey level, not a division by zero
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _digits(config: DataConfig, split: Split) -> RawImages:
+    """scikit-learn's 8 x 8 digits (1,797; UCI Optical Recognition of Handwritten Digits): every fifth is a test image."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    is_test = np.arange(len(bunch.target)) % 5 == 4
+    rows = is_test if split == "test" else ~is_test
+    images = np.round(bunch.images[rows] * (255 / 16)).astype(np.uint8)[:, None]
+    return RawImages(images, bunch.target[rows].astype(np.int64), tuple(str(name) for name in bunch.target_names))
+
+
+def _torchvision(class_name: str) -> Callable[[DataConfig, Split], RawImages]:
+    def read(config: DataConfig, split: Split) -> RawImages:
+        import torchvision
+
+        root = Path(config.root).expanduser()
+        try:
+            data = getattr(torchvision.datasets, class_name)(root, train=split == "train", download=config.download)
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{class_name} must be readable under data.root={str(root)!r}, but: {error} Set data.download: true to "
+                "fetch it, or put torchvision's files there"
+            ) from error
+        images: NDArray[np.uint8] = np.asarray(data.data)
+        images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return RawImages(images, np.asarray(data.targets, dtype=np.int64), tuple(data.classes))
+
+    return read
+
+
+DATASETS: dict[str, Callable[[DataConfig, Split], RawImages]] = {
+    "digits": _digits,
+    "mnist": _torchvision("MNIST"),
+    "fashion_mnist": _torchvision("FashionMNIST"),
+    "cifar10": _torchvision("CIFAR10"),
+    "cifar100": _torchvision("CIFAR100"),
+    "parquet": read_parquet,
+    "imagefolder": read_imagefolder,
+}

@@ -1,0 +1,44 @@
+"""Every exception that rankfront raises for a user to read.
+
+RankfrontError
+├── ConfigError        a setting breaks a rule (also a ValueError)
+├── DataError          a data set is missing, unreadable or inconsistent
+├── CheckpointError    a saved file is missing, damaged, foreign or of another configuration
+├── TrainingError      a training cannot go on
+│   └── NonFiniteError     a loss or weight became NaN or infinite
+└── SweepError         a sweep cannot start or go on (raised by `orchestrator`)
+
+Each message names the rule, the value that broke it and the remedy.
+"""
+
+
+class RankfrontError(Exception):
+    """Base of all errors that are the user's to mend."""
+
+
+class ConfigError(RankfrontError, ValueError):
+    """One or more settings break a rule; `problems` holds (field, message) pairs."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{field}: {text}" if field else text for field, text in problems))
+
+
+class DataError(RankfrontError):
+    """A data set is missing, unreadable or inconsistent with the configuration."""
+
+
+class CheckpointError(RankfrontError):
+    """A saved file is missing, damaged, foreign or belongs to another configuration."""
+
+
+class TrainingError(RankfrontError):
+    """A training cannot go on."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or a weight became NaN or infinite."""
+
+
+class SweepError(RankfrontError):
+    """A sweep cannot start or go on."""

@@ -1,0 +1,152 @@
+"""Images that users bring in files: parquet as Hugging Face data sets lay it out, and one folder per class."""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from trainers.config import DataConfig
+from trainers.errors import DataError
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """One split: images (N, C, H, W) uint8, labels (N) int64 in 0..len(class_names) - 1."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def read_parquet(config: DataConfig, split: str) -> RawImages:
+    """Read `<root>/<split>*.parquet` or `<root>/data/<split>-*.parquet`.
+
+    The image column is a struct {bytes, path} of encoded images, the label column an integer; class names come from the
+    schema metadata `huggingface` where it is there. Images must have one size, or `image_size` must be set.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = Path(config.root).expanduser()
+    files = sorted(root.glob(f"{split}*.parquet")) or sorted(root.glob(f"data/{split}-*.parquet"))
+    if not files:
+        raise DataError(f"data.root={str(root)!r} must hold {split}.parquet or data/{split}-*.parquet, but has neither")
+    try:
+        table = pa.concat_tables([pq.read_table(file) for file in files])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{files[0].parent} must hold readable parquet files of one schema, but: {error}") from error
+    image_column, label_column = _columns(table.schema, files[0])
+    labels = table[label_column].to_numpy().astype(np.int64)
+    encoded = (value.as_py() for chunk in table[image_column].chunks for value in chunk.field("bytes"))
+    images = _decode(encoded, len(labels), config.image_size, str(files[0]))
+    return RawImages(images, labels, _class_names(table.schema, label_column, labels, files[0]))
+
+
+def read_imagefolder(config: DataConfig, split: str) -> RawImages:
+    """Read `<root>/<split>/<class>/<image>`, resized to `image_size` squared (shorter side, then centre crop), RGB."""
+    folder = Path(config.root).expanduser() / split
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not names:
+        raise DataError(f"data.root must hold {split}/<class>/<image>, but {str(folder)!r} has no class folders")
+    found = [
+        (path, label)
+        for label, name in enumerate(names)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in _IMAGE_SUFFIXES
+    ]
+    labels = np.array([label for _, label in found], dtype=np.int64)
+    empty = sorted(set(range(len(names))) - set(labels.tolist()))
+    if empty:
+        raise DataError(f"every class folder must hold images, but {str(folder / names[empty[0]])!r} has none")
+    images = _decode((path.read_bytes() for path, _ in found), len(found), config.image_size, str(folder), mode="RGB")
+    return RawImages(images, labels, tuple(names))
+
+
+def _columns(schema: Any, file: Path) -> tuple[str, str]:
+    import pyarrow.types as types
+
+    images = [field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    labels = [field.name for field in schema if types.is_integer(field.type)]
+    labels = [name for name in labels if name in ("label", "labels")] or labels
+    if len(images) != 1 or len(labels) != 1:
+        raise DataError(
+            f"{file} must have one image column (struct with bytes) and one integer label column, named label if there "
+            f"are several, but has images {images} and labels {labels}"
+        )
+    return images[0], labels[0]
+
+
+def _class_names(schema: Any, column: str, labels: NDArray[np.int64], file: Path) -> tuple[str, ...]:
+    known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = known.get("info", {}).get("features", {}).get(column, {}).get("names")
+    names = names or [str(label) for label in range(int(labels.max()) + 1)]
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise DataError(
+            f"labels must lie in 0..{len(names) - 1}, but {file} has {labels.min()}..{labels.max()}; drop unlabelled rows"
+        )
+    return tuple(names)
+
+
+def _decode(
+    encoded: Iterable[bytes | None], count: int, size: int | None, source: str, mode: str | None = None
+) -> NDArray[np.uint8]:
+    """Decode `count` images into one array (N, C, H, W), sized by the first one; grey stays grey unless `mode` is set."""
+    images: NDArray[np.uint8] | None = None
+    for row, picture in enumerate(_pictures(encoded, size, source, mode)):
+        if images is None:
+            mode = mode or picture.mode
+            shape = (count, len(picture.getbands()), picture.height, picture.width)
+            _check_memory(shape, source)
+            images = np.empty(shape, dtype=np.uint8)
+        if (picture.height, picture.width) != images.shape[2:]:
+            raise DataError(
+                f"images must have one size, but number {row} of {source} is {picture.width} x {picture.height} and the "
+                f"first {images.shape[3]} x {images.shape[2]}; set data.image_size"
+            )
+        if mode == "L" and picture.mode != "L":
+            raise DataError(f"images must all be grey or all coloured, but number {row} of {source} is {picture.mode}")
+        pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+        images[row] = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if images is None:
+        raise DataError(f"{source} must hold at least one image, but is empty")
+    return images
+
+
+def _pictures(encoded: Iterable[bytes | None], size: int | None, source: str, mode: str | None) -> Iterator[Image.Image]:
+    for row, data in enumerate(encoded):
+        try:
+            picture = Image.open(io.BytesIO(data or b""))
+            picture.load()
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"image number {row} of {source} cannot be decoded: {error}; remove or replace it") from error
+        if picture.mode != "L" or mode:
+            picture = picture.convert(mode or "RGB")
+        yield _resized(picture, size) if size else picture
+
+
+def _resized(picture: Image.Image, size: int) -> Image.Image:
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _check_memory(shape: tuple[int, ...], source: str) -> None:
+    """The whole set is kept in memory: refuse one that would fill most of it."""
+    needed = int(np.prod(shape, dtype=np.int64))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.6 * total:
+        raise DataError(
+            f"the decoded images must fit into 60 % of memory ({0.6 * total / 2**30:.0f} GiB), but {source} needs "
+            f"{needed / 2**30:.0f} GiB; lower data.image_size"
+        )

@@ -1,0 +1,119 @@
+"""Rules on settings: declared once beside the field, enforced wherever the setting comes from.
+
+A field is written `epochs: Annotated[int, at_least(1)] = 20`. `Section.__post_init__` checks every rule of a dataclass
+built in Python; pydantic, where a YAML file is read, finds the same rule through `__get_pydantic_core_schema__`, so that
+a file's errors carry their path.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from trainers.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on one value. `describe(value)` returns None where it holds, else the message; None always passes."""
+
+    describe: Callable[[Any], str | None]
+
+    def check(self, value: Any) -> Any:
+        """Return `value`, or raise ValueError with the rule, the value and the remedy."""
+        problem = None if value is None else self.describe(value)
+        if problem is not None:
+            raise ValueError(problem)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema  # only pydantic calls this; `trainers` does not need it
+
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
+def _comparison(text: str, holds: Callable[[float], bool]) -> Rule:
+    def describe(value: float) -> str | None:
+        if math.isfinite(value) and holds(value):
+            return None
+        return f"must be {text}, but got {value!r}"
+
+    return Rule(describe)
+
+
+def at_least(low: float) -> Rule:
+    """The value is finite and >= low."""
+    return _comparison(f">= {low}", lambda value: value >= low)
+
+
+def greater_than(low: float) -> Rule:
+    """The value is finite and > low."""
+    return _comparison(f"> {low}", lambda value: value > low)
+
+
+def in_interval(low: float, high: float, *, closed: str = "[)") -> Rule:
+    """The value lies between low and high; `closed` gives the brackets, "[)" meaning low <= value < high."""
+
+    def holds(value: float) -> bool:
+        above = value >= low if closed[0] == "[" else value > low
+        below = value <= high if closed[1] == "]" else value < high
+        return above and below
+
+    left, right = ("<=" if closed[0] == "[" else "<"), ("<=" if closed[1] == "]" else "<")
+    return _comparison(f"a number with {low} {left} value {right} {high}", holds)
+
+
+def each(rule: Rule) -> Rule:
+    """Every element of a sequence obeys `rule`."""
+
+    def describe(values: Any) -> str | None:
+        return next((text for value in values if (text := rule.describe(value)) is not None), None)
+
+    return Rule(describe)
+
+
+def one_of(kind: str, names: Callable[[], Collection[str]]) -> Rule:
+    """The value is one of `names()`, looked up late so that a configuration file can be imported on its own."""
+
+    def describe(value: str) -> str | None:
+        return None if value in names() else unknown_name(kind, value, names())
+
+    return Rule(describe)
+
+
+def unknown_name(kind: str, value: str, known: Collection[str]) -> str:
+    """The message for a name that is not known: the nearest name if one is near, and the list while it is short."""
+    near = get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(sorted(known)[:60]) + (", ..." if len(known) > 60 else "")
+    return f"unknown {kind} {value!r}{hint} Known: {listed}" if hint else f"unknown {kind} {value!r}; known: {listed}"
+
+
+class Section:
+    """Base of the configuration dataclasses: checks every field's rule at construction, all at once."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        found = [*self._field_problems()]
+        found = found or self.problems()
+        if found:
+            raise ConfigError(found)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return (field, message) for every rule over several fields that is broken."""
+        return []
+
+    def _field_problems(self) -> list[tuple[str, str]]:
+        hints = get_type_hints(type(self), include_extras=True)
+        found = []
+        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            hint, value = hints[field.name], getattr(self, field.name)
+            if get_origin(hint) is Annotated:
+                hint, *rules = get_args(hint)
+                texts = [text for rule in rules if value is not None and (text := rule.describe(value)) is not None]
+                found += [(field.name, text) for text in texts]
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                found.append((field.name, unknown_name("value", str(value), get_args(hint))))
+        return found

@@ -1,0 +1,91 @@
+"""Model files: what a network is, its weights, and how it was trained; read back without the code that trained it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainers.checkpoint import read_payload, write_payload
+from trainers.config import Decomposition, FactorizationConfig, ModelConfig, as_record
+from trainers.deploy import DeployedLayer, deploy, exact_spectra
+from trainers.errors import CheckpointError, ConfigError
+from trainers.models import ModelSpec, build_model
+from trainers.surgery import factorize
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """In which form a network's layers are: dense, decomposed (`decomposition` set) or deployed (`layers` set too)."""
+
+    decomposition: Decomposition | None = None
+    factorization: FactorizationConfig = FactorizationConfig()
+    layers: tuple[DeployedLayer, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model file's content: the module on the CPU, what it is, the training's config and its epochs' metrics."""
+
+    model: nn.Module
+    spec: ModelSpec
+    form: ModelForm
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def save_model(saved: SavedModel, path: Path) -> None:
+    """Write the file atomically: it is whole or not there."""
+    form = saved.form
+    write_payload(
+        path,
+        "model",
+        {
+            "spec": as_record(saved.spec),
+            "form": {
+                "decomposition": form.decomposition,
+                "factorization": as_record(form.factorization),
+                "layers": None if form.layers is None else [asdict(layer) for layer in form.layers],
+            },
+            "config": saved.config,
+            "history": saved.history,
+            "state_dict": saved.model.state_dict(),
+        },
+    )
+
+
+def load_model(path: Path) -> SavedModel:
+    """Read a model file; raises CheckpointError where it is missing, damaged, foreign or of another version."""
+    payload = read_payload(path, "model")
+    try:
+        spec = ModelSpec(
+            ModelConfig(**_tuples(payload["spec"]["model"])),
+            payload["spec"]["sample_shape"] and tuple(payload["spec"]["sample_shape"]),
+            payload["spec"]["num_classes"],
+        )
+        layers = payload["form"]["layers"]
+        form = ModelForm(
+            payload["form"]["decomposition"],
+            FactorizationConfig(**_tuples(payload["form"]["factorization"])),
+            None if layers is None else tuple(DeployedLayer(**layer) for layer in layers),
+        )
+        model = _empty(spec, form)
+        model.load_state_dict(payload["state_dict"], assign=True)
+        return SavedModel(model, spec, form, payload["config"], payload["history"])
+    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(f"{path} must be a complete model file, but its content does not fit: {error}") from error
+
+
+def _empty(spec: ModelSpec, form: ModelForm) -> nn.Module:
+    """The module in its form with shapes and no weights."""
+    with torch.device("meta"):
+        model = build_model(spec)
+        if form.decomposition is None:
+            return model
+        factorize(model, form.decomposition, spec.sample_shape, form.factorization)
+        return model if form.layers is None else deploy(model, list(form.layers), exact_spectra(model))
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
