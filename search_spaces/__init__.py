@@ -1,0 +1,43 @@
+"""What a sweep searches: define-by-run functions of an Optuna trial, one a file.
+
+A search space takes an `optuna.trial.BaseTrial`, suggests, and returns the trial's settings as a dict whose keys are
+fields of `trainers.SVDTrainingConfig` or `trainers.TrainingConfig`; it can be tried with
+`space(optuna.trial.FixedTrial(params))`. To add one: write a function and enter it in SEARCH_SPACES, or keep it in a
+module of your own and name it `package.module:function` in the config.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.svd_training import svd_training
+from search_spaces.svd_training_l1 import svd_training_l1
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+    SearchSpace = Callable[[BaseTrial], dict[str, Any]]
+
+SEARCH_SPACES: "dict[str, SearchSpace]" = {"svd_training": svd_training, "svd_training_l1": svd_training_l1}
+
+__all__ = ["SEARCH_SPACES", "find_search_space", "svd_training", "svd_training_l1"]
+
+
+def find_search_space(name: str) -> "SearchSpace":
+    """Return the space of that name, or import `package.module:function`.
+
+    Raises ValueError where there is none, naming what was looked for and what is known.
+    """
+    if name in SEARCH_SPACES:
+        return SEARCH_SPACES[name]
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        known = ", ".join(SEARCH_SPACES)
+        raise ValueError(f"unknown search space {name!r}; known: {known}, or your own as package.module:function")
+    try:
+        space = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"search space {name!r} must be importable, but: {error}; run where its package is") from error
+    if not callable(space):
+        raise ValueError(f"search space {name!r} must be a function of a trial, but is a {type(space).__name__}")
+    return space  # type: ignore[no-any-return]

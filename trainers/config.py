@@ -5,7 +5,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from trainers.errors import ConfigError
-from trainers.rules import Section, at_least, each, greater_than, in_interval, one_of, unknown_name
+from trainers.rules import (
+    Section,
+    at_least,
+    each,
+    greater_than,
+    in_interval,
+    one_of,
+    unknown_name,
+)
 
 Decomposition = Literal["channel", "spatial"]
 

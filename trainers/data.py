@@ -17,7 +17,13 @@ from torch import Tensor
 
 from trainers.config import DataConfig
 from trainers.errors import DataError
-from trainers.image_files import RawImages, read_imagefolder, read_parquet
+from trainers.image_files import (
+    RawImages,
+    class_folders,
+    parquet_files,
+    read_imagefolder,
+    read_parquet,
+)
 
 Split = Literal["train", "test"]
 
@@ -106,6 +112,17 @@ def load_test(config: DataConfig, train: ImageData) -> ImageData:
     if raw.class_names != train.class_names:
         raise DataError(f"the test split of {config.name!r} has other classes than its training split")
     return data
+
+
+def check_test_split(config: DataConfig) -> None:
+    """Raise DataError where the files of the test split are missing; reads none of them.
+
+    The other sets come as a whole: torchvision checks the files of both splits when it reads one.
+    """
+    if config.name == "parquet":
+        parquet_files(config, "test")
+    elif config.name == "imagefolder":
+        class_folders(config, "test")
 
 
 def _channel_statistics(images: Tensor, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -36,10 +36,7 @@ def read_parquet(config: DataConfig, split: str) -> RawImages:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    root = Path(config.root).expanduser()
-    files = sorted(root.glob(f"{split}*.parquet")) or sorted(root.glob(f"data/{split}-*.parquet"))
-    if not files:
-        raise DataError(f"data.root={str(root)!r} must hold {split}.parquet or data/{split}-*.parquet, but has neither")
+    files = parquet_files(config, split)
     try:
         table = pa.concat_tables([pq.read_table(file) for file in files])
     except (pa.ArrowException, OSError) as error:
@@ -54,9 +51,7 @@ def read_parquet(config: DataConfig, split: str) -> RawImages:
 def read_imagefolder(config: DataConfig, split: str) -> RawImages:
     """Read `<root>/<split>/<class>/<image>`, resized to `image_size` squared (shorter side, then centre crop), RGB."""
     folder = Path(config.root).expanduser() / split
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    if not names:
-        raise DataError(f"data.root must hold {split}/<class>/<image>, but {str(folder)!r} has no class folders")
+    names = class_folders(config, split)
     found = [
         (path, label)
         for label, name in enumerate(names)
@@ -69,6 +64,24 @@ def read_imagefolder(config: DataConfig, split: str) -> RawImages:
         raise DataError(f"every class folder must hold images, but {str(folder / names[empty[0]])!r} has none")
     images = _decode((path.read_bytes() for path, _ in found), len(found), config.image_size, str(folder), mode="RGB")
     return RawImages(images, labels, tuple(names))
+
+
+def parquet_files(config: DataConfig, split: str) -> list[Path]:
+    """Return the files of a split in order; raises DataError where there are none."""
+    root = Path(config.root).expanduser()
+    files = sorted(root.glob(f"{split}*.parquet")) or sorted(root.glob(f"data/{split}-*.parquet"))
+    if not files:
+        raise DataError(f"data.root={str(root)!r} must hold {split}.parquet or data/{split}-*.parquet, but has neither")
+    return files
+
+
+def class_folders(config: DataConfig, split: str) -> list[str]:
+    """Return the names of a split's class folders in order; raises DataError where there are none."""
+    folder = Path(config.root).expanduser() / split
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not names:
+        raise DataError(f"data.root must hold {split}/<class>/<image>, but {str(folder)!r} has no class folders")
+    return names
 
 
 def _columns(schema: Any, file: Path) -> tuple[str, str]:

@@ -22,7 +22,12 @@ from trainers.checkpoint import read_payload, require_same_config, write_payload
 from trainers.config import TrainingConfig
 from trainers.data import ImageData
 from trainers.errors import NonFiniteError
-from trainers.optimizers import DTYPES, learning_rate_at, make_optimizer, set_learning_rate
+from trainers.optimizers import (
+    DTYPES,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate,
+)
 
 EVALUATION_BATCH = 500
 

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainers.checkpoint import require_same_config
-from trainers.config import FactorizationConfig, SVDTrainingConfig, TrainingConfig, as_record
+from trainers.config import (
+    FactorizationConfig,
+    SVDTrainingConfig,
+    TrainingConfig,
+    as_record,
+)
 from trainers.cost import Cost, measure_cost
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel, prune_by_energy

@@ -9,7 +9,15 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from trainers.errors import ConfigError
 
@@ -28,7 +36,9 @@ class Rule:
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        from pydantic_core import core_schema  # only pydantic calls this; `trainers` does not need it
+        from pydantic_core import (
+            core_schema,  # only pydantic calls this; `trainers` does not need it
+        )
 
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
@@ -85,9 +95,10 @@ def one_of(kind: str, names: Callable[[], Collection[str]]) -> Rule:
 def unknown_name(kind: str, value: str, known: Collection[str]) -> str:
     """The message for a name that is not known: the nearest name if one is near, and the list while it is short."""
     near = get_close_matches(value, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = ", ".join(sorted(known)[:60]) + (", ..." if len(known) > 60 else "")
-    return f"unknown {kind} {value!r}{hint} Known: {listed}" if hint else f"unknown {kind} {value!r}; known: {listed}"
+    names = list(known)
+    listed = ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {value!r}{hint or ';'} known: {listed}"
 
 
 class Section:

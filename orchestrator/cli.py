@@ -1,0 +1,108 @@
+"""The command line: verbs only. Heavy imports happen inside the verbs."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from trainers.errors import ConfigError, RankfrontError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The sweep's YAML file.")]
+_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. search.seed=1.")]
+_Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's output directory.")]
+
+INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
+
+
+@app.callback()
+def rankfront() -> None:
+    """Find the best accuracy-versus-compute trade-offs of a neural network by low-rank training."""
+
+
+@app.command()
+def sweep(
+    config: _Config,
+    set_: _Set = None,
+    output: Annotated[Path | None, typer.Option(help="Output directory [default: runs/<name>].")] = None,
+) -> None:
+    """Run a sweep: train, search, fine-tune the Pareto-optimal models. Goes on with one that was interrupted."""
+    from orchestrator.config import load_config
+    from orchestrator.front import front_tables
+    from orchestrator.pipeline import run_sweep
+
+    loaded = load_config(config, set_ or [])
+    folder = output or Path("runs") / loaded.name
+    console = Console()
+    try:
+        front = run_sweep(loaded, folder, console)
+    except KeyboardInterrupt:
+        overrides = "".join(f" --set {text}" for text in set_ or [])
+        print(f"\nStopped. Go on with:\n  rankfront sweep {config}{overrides} --output {folder}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(front_tables(front))
+    console.print(f"\nTable: {folder}/results.parquet   Models: {folder}/runs/*/model.pt   MLflow: rankfront ui {folder}")
+
+
+@app.command()
+def validate(config: _Config, set_: _Set = None) -> None:
+    """Check a configuration, its search space and its data without training anything."""
+    from orchestrator.config import dump_config, load_config
+    from orchestrator.pipeline import check_sweep
+
+    loaded = load_config(config, set_ or [])
+    decompositions = check_sweep(loaded)
+    print(dump_config(loaded), end="")
+    print(f"# valid; the search space chooses among the decompositions: {', '.join(decompositions)}")
+
+
+@app.command()
+def front(directory: _Dir, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print a sweep's front before and after fine-tuning, beside the dense baseline."""
+    from orchestrator.front import front_tables, sweep_front
+    from orchestrator.paths import SweepPaths
+    from orchestrator.records import read_records
+
+    found = sweep_front(read_records(SweepPaths(directory).results))
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        Console().print(front_tables(found))
+
+
+@app.command()
+def ui(directory: _Dir, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
+    """Open the sweep's MLflow store in MLflow's UI, on this machine only."""
+    from orchestrator.paths import SweepPaths
+    from trainers.errors import SweepError
+
+    database = SweepPaths(directory.absolute()).mlflow_db
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
+    if uri.startswith("http"):
+        print(f"The sweep is recorded at {uri}")
+        return
+    if uri.endswith(str(database)) and not database.exists():
+        raise SweepError(f"{directory} must hold a sweep recorded in mlflow.db, but does not")
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **os.environ}
+    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    os.execvpe(sys.executable, [*command, "--port", str(port), "--workers", "1"], environment)
+
+
+def main() -> None:
+    """The console script: errors that are the user's to mend are printed without a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        print("The configuration is not valid:", file=sys.stderr)
+        for place, text in error.problems:
+            print(f"  {place}: {text}", file=sys.stderr)
+        sys.exit(2)
+    except RankfrontError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

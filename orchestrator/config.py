@@ -1,0 +1,145 @@
+"""A sweep's configuration: one YAML file, read into typed dataclasses, all errors reported at once.
+
+The sections that describe a training are `trainers.config`'s own; pydantic checks types and unknown keys, and the rules
+that stand beside each field check values.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from orchestrator.yaml_source import YamlSource, parse_override
+from search_spaces import find_search_space
+from trainers.config import (
+    DataConfig,
+    FactorizationConfig,
+    ModelConfig,
+    TrainingConfig,
+    as_record,
+)
+from trainers.errors import ConfigError
+from trainers.rules import Rule, Section, at_least, greater_than, unknown_name
+
+
+def _search_space_problem(name: str) -> str | None:
+    try:
+        find_search_space(name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _name_problem(name: str) -> str | None:
+    if name and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name):
+        return None
+    return f"must consist of letters, digits, '-', '_' and '.' (it names a folder), but got {name!r}"
+
+
+@dataclass(frozen=True)
+class SearchConfig(Section):
+    """How many trials, how many at once, and the seed of Optuna's sampler."""
+
+    num_trials: Annotated[int, at_least(1)] = 64
+    max_concurrent: Annotated[int, at_least(1)] = 2
+    seed: Annotated[int, at_least(0)] = 0
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Section):
+    """The final stage: at most `num_models` finalists, `epochs` each; `learning_rate` null means the trial's own."""
+
+    num_models: Annotated[int, at_least(1)] = 5
+    epochs: Annotated[int, at_least(1)] = 20
+    learning_rate: Annotated[float | None, greater_than(0)] = None
+
+
+@dataclass(frozen=True)
+class ResourcesConfig(Section):
+    """What Ray reserves for each run; `gpus_per_trial` may be a fraction."""
+
+    cpus_per_trial: Annotated[int, at_least(1)] = 1
+    gpus_per_trial: Annotated[float, at_least(0)] = 0.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Ray has no fractions above one GPU."""
+        if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
+            return [("gpus_per_trial", f"must be at most 1 or a whole number, but got {self.gpus_per_trial}")]
+        return []
+
+
+@dataclass(frozen=True)
+class SweepConfig(Section):
+    """Everything that a sweep depends on."""
+
+    name: Annotated[str, Rule(_name_problem)]
+    model: ModelConfig
+    data: DataConfig
+    search_space: Annotated[str, Rule(_search_space_problem)] = "svd_training"
+    factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+
+_ADAPTER = TypeAdapter(SweepConfig)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a YAML file, put the overrides (`a.b=c`, the value in YAML) in, and check everything.
+
+    Raises ConfigError with all problems; each starts with its path in the file and, where it stands there, its line.
+    """
+    source = YamlSource.read(path)
+    for text in overrides:
+        source.set(*parse_override(text))
+    return _validate(source)
+
+
+def dump_config(config: SweepConfig) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(as_record(config), sort_keys=False)
+
+
+def _validate(source: YamlSource) -> SweepConfig:
+    # through JSON: its strict mode takes mappings for dataclasses and lists for tuples, and nothing else for anything
+    try:
+        return _ADAPTER.validate_json(json.dumps(source.data, default=str), strict=True)
+    except ValidationError as error:
+        found = [problem for details in error.errors() for problem in _problems(details, source)]
+        raise ConfigError(found) from None
+
+
+def _problems(details: ErrorDetails, source: YamlSource) -> list[tuple[str, str]]:
+    """One pydantic error as (place, message) pairs: several where a section reported several."""
+    path = tuple(str(part) for part in details["loc"])
+    original = cast(dict[str, Any], details.get("ctx") or {}).get("error")
+    if isinstance(original, ConfigError):
+        return [(source.place((*path, name)), text) for name, text in original.problems]
+    return [(source.place(path), _message(details, path, source))]
+
+
+def _message(details: ErrorDetails, path: tuple[str, ...], source: YamlSource) -> str:
+    kind, value = details["type"], details["input"]
+    if kind == "unexpected_keyword_argument":
+        return unknown_name("key", path[-1], _known_keys(path[:-1])) if path else "unknown key"
+    if kind in ("missing", "missing_argument"):
+        return f"must be given; add it, e.g. `{path[-1]}: ...`"
+    if kind == "value_error":
+        return str(details["msg"]).removeprefix("Value error, ")
+    if kind == "dataclass_type":
+        return f"must be a section of settings (key: value), but got {value!r}"
+    return f"{details['msg'][0].lower()}{details['msg'][1:]}, but got {value!r}".replace("input should be", "must be")
+
+
+def _known_keys(section: tuple[str, ...]) -> list[str]:
+    node: Any = SweepConfig
+    for name in section:
+        node = node.__dataclass_fields__[name].type
+    return list(node.__dataclass_fields__)

@@ -1,0 +1,134 @@
+"""What a sweep found: the dense baseline, the search's front and the fine-tuned finalists, as data and as tables."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.objectives import front_hypervolume, front_of
+from orchestrator.records import RunRecord
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One model. Accuracies and ratios are fractions of 1, ratios to the dense network; MACs are of one sample."""
+
+    name: str
+    run_id: str
+    val_accuracy: float
+    test_accuracy: float | None
+    macs: int
+    macs_ratio: float
+    params: int
+    params_ratio: float
+
+
+@dataclass(frozen=True)
+class SweepFront:
+    """`front`: the search's non-dominated trials, before fine-tuning. `finalists`: all that were fine-tuned.
+
+    Both run from the fewest MACs to the most; `dense` is None until the baseline has ended.
+    """
+
+    dense: FrontPoint | None
+    front: list[FrontPoint]
+    finalists: list[FrontPoint]
+    before: dict[str, RunRecord]
+    hypervolume: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The points as plain values; `test_accuracy` only where it was measured."""
+        return {
+            "dense": None if self.dense is None else _plain(self.dense),
+            "front": [_plain(point) for point in self.front],
+            "finalists": [_plain(point) for point in self.finalists],
+        }
+
+
+def sweep_front(records: list[RunRecord]) -> SweepFront:
+    """Return the front of a sweep's table."""
+    by_name = {record.name: record for record in records}
+    trials = [record for record in records if record.stage == "trial"]
+    finalists = [record for record in records if record.stage == "finetune" and record.state == "COMPLETE"]
+    dense = [record for record in records if record.stage == "dense" and record.state == "COMPLETE"]
+    return SweepFront(
+        _point(dense[0]) if dense else None,
+        [_point(record) for record in front_of(trials)],
+        [_point(record) for record in sorted(finalists, key=lambda record: record.macs or 0)],
+        {record.name: by_name[record.source] for record in finalists if record.source in by_name},
+        front_hypervolume(trials),
+    )
+
+
+def front_tables(front: SweepFront) -> RenderableType:
+    """Return the two fronts, before and after fine-tuning, beside the dense baseline, for a terminal."""
+    parts: list[RenderableType] = [_search_table(front)]
+    if front.finalists or front.dense:
+        parts += [Text(), _finalist_table(front)]
+    return Group(*parts)
+
+
+def _search_table(front: SweepFront) -> Table:
+    table = _table(f"Front of the search, before fine-tuning (hypervolume {front.hypervolume:.4f})")
+    for point in front.front:
+        table.add_row(point.name, *_costs(point), _percent(point.val_accuracy))
+    return table
+
+
+def _finalist_table(front: SweepFront) -> Table:
+    table = _table("Finalists, after fine-tuning")
+    table.add_column("before", justify="right")
+    table.add_column("test acc.", justify="right", style="bold")
+    dense_test = None if front.dense is None else front.dense.test_accuracy
+    table.add_column("to dense", justify="right")
+    for point in front.finalists:
+        before = front.before.get(point.name)
+        table.add_row(
+            point.name,
+            *_costs(point),
+            _percent(point.val_accuracy),
+            _percent(before.val_accuracy if before else None),
+            _percent(point.test_accuracy),
+            _difference(point.test_accuracy, dense_test),
+        )
+    if front.dense is not None:
+        table.add_section()
+        table.add_row("dense", *_costs(front.dense), _percent(front.dense.val_accuracy), "", _percent(dense_test), "")
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("run", no_wrap=True)
+    for heading in ("MACs", "MACs cut", "params", "params cut", "val acc."):
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _costs(point: FrontPoint) -> tuple[str, str, str, str]:
+    return (
+        f"{point.macs:,}",
+        _percent(1 - point.macs_ratio),
+        f"{point.params:,}",
+        _percent(1 - point.params_ratio),
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+def _difference(value: float | None, base: float | None) -> str:
+    return "" if value is None or base is None else f"{100 * (value - base):+.2f} pp"
+
+
+def _point(record: RunRecord) -> FrontPoint:
+    costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
+    assert record.val_accuracy is not None and None not in costs, record.name
+    return FrontPoint(record.name, record.run_id, record.val_accuracy, record.test_accuracy, *costs)  # type: ignore[arg-type]
+
+
+def _plain(point: FrontPoint) -> dict[str, Any]:
+    return {key: value for key, value in asdict(point).items() if value is not None}

@@ -1,0 +1,120 @@
+"""The runs of a sweep as data: what each one trains, and the function that trains it, on whichever process it lands."""
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import SweepConfig
+from orchestrator.paths import SweepPaths
+from orchestrator.records import StageName
+from trainers.config import SVDTrainingConfig, TrainingConfig, apply_settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its unique name, its stage, the search space's settings, and the run that it starts from."""
+
+    name: str
+    stage: StageName
+    settings: dict[str, Any]
+    source: str | None = None
+    trial_number: int | None = None
+
+
+def pretrain_job(decomposition: str) -> Job:
+    """Stage 1 for one decomposition, shared by all trials that use it."""
+    return Job(f"pretrain-{decomposition}", "pretrain", {"decomposition": decomposition})
+
+
+def trial_job(name: str, number: int, settings: dict[str, Any]) -> Job:
+    """Stage 2 with one choice of the search space."""
+    method = apply_settings(settings, TrainingConfig(), SVDTrainingConfig())[1]
+    return Job(name, "trial", settings, pretrain_job(method.decomposition).name, number)
+
+
+def finetune_job(trial: Job) -> Job:
+    """Stage 3 from a finished trial."""
+    return Job(trial.name.replace("trial", "finetune"), "finetune", trial.settings, trial.name, trial.trial_number)
+
+
+DENSE_JOB = Job("dense", "dense", {})
+
+
+def job_configs(job: Job, config: SweepConfig) -> tuple[TrainingConfig, SVDTrainingConfig]:
+    """Return the training and method settings in force for `job`."""
+    training, method = apply_settings(job.settings, config.training, SVDTrainingConfig())
+    if job.stage == "finetune" and config.finetune.learning_rate is not None:
+        training = replace(training, learning_rate=config.finetune.learning_rate)
+    return training, method
+
+
+def job_epochs(job: Job, config: SweepConfig) -> int:
+    """Return how many epochs `job` trains; the dense baseline gets as many as a finalist had in all its stages."""
+    training, finetune = config.training, config.finetune
+    total = training.pretrain_epochs + training.epochs + finetune.epochs
+    epochs = {"pretrain": training.pretrain_epochs, "trial": training.epochs, "finetune": finetune.epochs, "dense": total}
+    return epochs[job.stage]
+
+
+def run_job(
+    job: Job, config: SweepConfig, output: str, arrays: dict[str, Any], test_arrays: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Train one job and yield a plain dict per epoch; the last one has "error" (a traceback) or "finished".
+
+    Runs in a worker process. An exception becomes the last result, so that a failing run is a result like another and
+    not a crash to be retried. With `test_arrays` the trained model is evaluated on them, once, at the end.
+    """
+    try:
+        last: dict[str, Any] = {}
+        for last in _epochs(job, config, output, arrays):
+            yield last
+        test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
+        yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
+    except Exception:  # noqa: BLE001  # every failure of a training is reported by name, none stops the sweep
+        yield {"error": traceback.format_exc()}
+
+
+def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    import torch
+
+    from trainers import recipe
+    from trainers.data import ImageData
+    from trainers.models import ModelSpec
+
+    torch.set_num_threads(config.resources.cpus_per_trial)
+    training, method = job_configs(job, config)
+    data = ImageData.from_arrays(arrays)
+    spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
+    setting = recipe.Setting(spec, data, training, config.factorization, _device(config))
+    paths = SweepPaths(Path(output))
+    folder, epochs = paths.run(job.name), job_epochs(job, config)
+    source = paths.run(job.source or "") / recipe.MODEL_FILE
+    if job.stage == "dense":
+        results = recipe.train_dense(setting, epochs, folder)
+    elif job.stage == "pretrain":
+        results = recipe.pretrain(setting, method, folder)
+    elif job.stage == "trial":
+        results = recipe.regularize(setting, method, source, folder)
+    else:
+        results = recipe.finetune(setting, method.energy, epochs, source, folder)
+    for result in results:
+        yield {**result.record(), "replayed": result.replayed}
+
+
+def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[str, Any]) -> dict[str, float]:
+    from trainers import recipe
+    from trainers.data import ImageData
+
+    model_file = SweepPaths(Path(output)).run(job.name) / recipe.MODEL_FILE
+    scores = recipe.evaluate_model_file(
+        model_file, ImageData.from_arrays(test_arrays), _device(config), config.training.dtype
+    )
+    return {"test_accuracy": scores["accuracy"], "test_loss": scores["loss"]}
+
+
+def _device(config: SweepConfig) -> Any:
+    import torch
+
+    return torch.device("cuda" if config.resources.gpus_per_trial > 0 else "cpu")

@@ -1,0 +1,146 @@
+"""The driver's book of a sweep: every run that starts, reports and ends is written down here, and nowhere else.
+
+Each event goes to MLflow, to `results.parquet` (as soon as a run has ended) and, through `snapshot`, to the live view.
+"""
+
+import json
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.config import SweepConfig
+from orchestrator.jobs import Job, job_configs, job_epochs
+from orchestrator.paths import SweepPaths
+from orchestrator.records import RunRecord, StageName, read_records, write_records
+from trainers.config import as_record
+
+if TYPE_CHECKING:
+    from orchestrator.tracking import Tracker
+
+# metrics that are columns of the table under the same name
+_COLUMNS = (
+    "val_accuracy", "val_loss", "train_loss", "test_accuracy", "test_loss", "orthogonality_error", "macs", "macs_ratio",
+    "params", "params_ratio", "rank_ratio",
+)  # fmt: skip
+_COUNTS = ("macs", "params")
+
+
+@dataclass
+class OpenRun:
+    """A run that has started and not ended."""
+
+    job: Job
+    run_id: str
+    epoch: int = 0
+    duration_s: float = 0.0
+    ended_at_s: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a view shows: ended and open runs at one moment, and the durations of the epochs trained in this session."""
+
+    records: list[RunRecord]
+    open_runs: list[OpenRun]
+    epoch_durations_s: list[float]
+
+
+class Ledger:
+    """See the module's docstring. Calls come from one thread; `snapshot` may come from another."""
+
+    def __init__(self, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> None:
+        self._config, self._paths, self._tracker = config, paths, tracker
+        self._records = {record.name: record for record in read_records(paths.results)} if paths.results.exists() else {}
+        self._open: dict[str, OpenRun] = {}
+        self._epoch_durations: list[float] = []
+        self._lock = threading.Lock()
+
+    def record(self, name: str) -> RunRecord | None:
+        """The ended run of that name, if there is one."""
+        return self._records.get(name)
+
+    def records(self, stage: StageName | None = None) -> list[RunRecord]:
+        """The ended runs, of one stage or of all, in the order in which they ended."""
+        return [record for record in self._records.values() if stage in (None, record.stage)]
+
+    def started(self, job: Job) -> None:
+        """A run starts, or starts again after its worker was lost."""
+        if job.name in self._open:
+            return
+        training, method = job_configs(job, self._config)
+        params = {**as_record(training), "epochs": job_epochs(job, self._config), **job.settings}
+        if job.stage in ("trial", "finetune"):
+            params |= as_record(method)
+        tags = {"method": "dense" if job.stage == "dense" else "svd_training", "state": "RUNNING"}
+        if job.source is not None and (source := self._records.get(job.source)) is not None:
+            tags["source_run_id"] = source.run_id
+        run_id = self._tracker.start_run(job.name, job.stage, params, tags)
+        with self._lock:
+            self._open[job.name] = OpenRun(job, run_id)
+
+    def reported(self, name: str, result: dict[str, Any]) -> None:
+        """A run has finished an epoch (or repeats one that it had finished before)."""
+        run = self._open[name]
+        with self._lock:
+            if result["epoch"] > run.epoch:
+                run.epoch, run.duration_s = result["epoch"], run.duration_s + result["duration_s"]
+                if not result["replayed"]:
+                    self._epoch_durations.append(result["duration_s"])
+            run.metrics, run.ended_at_s = result["metrics"], result["ended_at_s"]
+        self._tracker.log_metrics(run.run_id, result["metrics"], result["epoch"], result["ended_at_s"])
+
+    def ended(self, name: str, error: str | None) -> RunRecord:
+        """A run is over: complete, or failed with `error`. A run whose metrics are not finite has failed."""
+        run = self._open[name]
+        if error is None and not all(np.isfinite(value) for value in run.metrics.values()):
+            bad = sorted(key for key, value in run.metrics.items() if not np.isfinite(value))
+            error = f"NonFiniteError: metrics must be finite, but {', '.join(bad)} is not"
+        record = self._record_of(run, error)
+        self._tracker.set_tags(run.run_id, {"state": record.state} | ({"error": error[-2000:]} if error else {}))
+        self._tracker.end_run(run.run_id, "FAILED" if error else "FINISHED")
+        with self._lock:
+            del self._open[name]
+            self._records[name] = record
+        write_records(list(self._records.values()), self._paths.results)
+        return record
+
+    def interrupted(self) -> None:
+        """The sweep stops here: open runs are marked as killed; the next start takes them up again."""
+        for run in self._open.values():
+            self._tracker.end_run(run.run_id, "KILLED")
+
+    def snapshot(self) -> Snapshot:
+        """Return a copy that another thread may read."""
+        with self._lock:
+            return Snapshot(
+                list(self._records.values()), [replace(run) for run in self._open.values()], list(self._epoch_durations)
+            )
+
+    def _record_of(self, run: OpenRun, error: str | None) -> RunRecord:
+        job, metrics = run.job, run.metrics
+        training, method = job_configs(job, self._config)
+        ranks = {key.removeprefix("rank/"): int(value) for key, value in metrics.items() if key.startswith("rank/")}
+        columns = {key: int(metrics[key]) if key in _COUNTS else metrics[key] for key in _COLUMNS if key in metrics}
+        in_force = as_record(method) if job.stage in ("trial", "finetune") else dict(job.settings)
+        return RunRecord(
+            name=job.name,
+            stage=job.stage,
+            state="FAIL" if error else "COMPLETE",
+            run_id=run.run_id,
+            source=job.source,
+            trial_number=job.trial_number,
+            settings=json.dumps(job.settings),
+            **{key: value for key, value in in_force.items() if key in RunRecord.__dataclass_fields__},
+            learning_rate=training.learning_rate,
+            seed=training.seed,
+            epochs=run.epoch,
+            layers=list(ranks) or None,
+            ranks=list(ranks.values()) or None,
+            duration_s=run.duration_s,
+            ended_at_s=run.ended_at_s,
+            error=error,
+            **columns,
+        )

@@ -1,0 +1,29 @@
+"""The two objectives of a sweep, read off its table: validation accuracy, maximised, and MACs, minimised."""
+
+import numpy as np
+
+from orchestrator.pareto import Points, hypervolume, non_dominated
+from orchestrator.records import RunRecord
+
+
+def objectives(records: list[RunRecord]) -> Points:
+    """Return the two objectives of each run, both to be minimised: (-val_accuracy, macs_ratio); NaN where missing."""
+    rows = [
+        (np.nan, np.nan)
+        if record.state != "COMPLETE" or record.val_accuracy is None or record.macs_ratio is None
+        else (-record.val_accuracy, record.macs_ratio)
+        for record in records
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
+
+
+def front_of(records: list[RunRecord]) -> list[RunRecord]:
+    """Return the non-dominated complete runs, from the fewest MACs to the most."""
+    keep = non_dominated(objectives(records))
+    front = [record for record, kept in zip(records, keep, strict=True) if kept]
+    return sorted(front, key=lambda record: record.macs or 0)
+
+
+def front_hypervolume(records: list[RunRecord]) -> float:
+    """Return the area between the front and (accuracy 0, MACs of the dense network), as a fraction of 1."""
+    return hypervolume(objectives(records), np.array([0.0, 1.0]))

@@ -1,0 +1,55 @@
+"""Every file and folder of a sweep's output directory, named in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """The layout of an output directory, given as an absolute path."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration: every default filled in."""
+        return self.root / "config.yaml"
+
+    @property
+    def state(self) -> Path:
+        """The sweep's identity: its MLflow store and parent run."""
+        return self.root / "sweep.json"
+
+    @property
+    def results(self) -> Path:
+        """One row a run."""
+        return self.root / "results.parquet"
+
+    @property
+    def front(self) -> Path:
+        """What `rankfront front --json` prints."""
+        return self.root / "front.json"
+
+    @property
+    def study(self) -> Path:
+        """Optuna's journal."""
+        return self.root / "study.journal"
+
+    @property
+    def mlflow_db(self) -> Path:
+        """MLflow's default store."""
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where the default store keeps artifacts."""
+        return self.root / "mlartifacts"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's working files; nothing in them is read again."""
+        return self.root / "tune"
+
+    def run(self, name: str) -> Path:
+        """The folder of one run: `checkpoint.pt` while it trains, `model.pt` when it has ended."""
+        return self.root / "runs" / name

@@ -1,0 +1,222 @@
+"""The whole job, from a configuration to fine-tuned Pareto-optimal models, in the order in which it happens.
+
+Every step can be taken up again: runs that have ended stand in `results.parquet` and are not run again, and a run that
+was cut off goes on from its checkpoint.
+"""
+
+import json
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+
+from orchestrator.config import SweepConfig, dump_config, load_config
+from orchestrator.front import SweepFront, sweep_front
+from orchestrator.jobs import DENSE_JOB, Job, finetune_job, pretrain_job, trial_job
+from orchestrator.ledger import Ledger
+from orchestrator.objectives import front_of, objectives
+from orchestrator.pareto import spread_subset
+from orchestrator.paths import SweepPaths
+from orchestrator.ray_session import prepare_environment, ray_session
+from orchestrator.records import RunRecord
+from search_spaces import find_search_space
+from trainers.config import as_record
+from trainers.data import ImageData, check_test_split, load_test, load_train_validation
+from trainers.errors import SweepError
+from trainers.models import ModelSpec, build_model
+
+if TYPE_CHECKING:
+    from orchestrator.tracking import Tracker
+
+
+def check_sweep(config: SweepConfig) -> list[str]:
+    """Check what the configuration names: search space, data, and that the model takes the data; trains nothing.
+
+    Returns the decompositions that the search space can choose. Raises ConfigError or DataError.
+    """
+    return _prepare(config)[1]
+
+
+def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront:
+    """Run the sweep in `output`, or go on with the one that is there; returns what it found.
+
+    Raises ConfigError, DataError or SweepError before anything is trained where a rule is broken, SweepError where
+    stage 1 or every trial fails, and KeyboardInterrupt after leaving everything in order.
+    """
+    prepare_environment()
+    paths = SweepPaths(output.expanduser().absolute())
+    _claim(paths, config)
+    data, decompositions = _prepare(config)
+    with _terminate_as_interrupt():
+        return _run(config, paths, data, decompositions, console)
+
+
+def _run(
+    config: SweepConfig, paths: SweepPaths, data: ImageData, decompositions: list[str], console: Console
+) -> SweepFront:
+    import ray
+
+    from orchestrator import searcher
+    from orchestrator.search import run_jobs, run_search
+    from orchestrator.tracking import Tracker, tracking_target
+    from orchestrator.view import SweepView
+
+    target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
+    state = _read_state(paths)
+    tracker = Tracker(target, state["sweep_id"], state["parent_run_id"] if state["tracking_uri"] == target.uri else None)
+    _write_state(paths, {**state, "tracking_uri": target.uri, "parent_run_id": tracker.parent_run_id})
+    tracker.log_parent_params(_flat(as_record(config)))
+    ledger = Ledger(config, paths, tracker)
+    study = searcher.open_study(paths.study, config.name, config.search.seed)
+    searcher.reconcile(study, {record.name: record for record in ledger.records("trial")})
+    status = "FAILED"
+    try:
+        with ray_session(config.resources), SweepView(console, config, len(decompositions)).showing(ledger):
+            train_ref = ray.put(data.arrays())
+            run_jobs([pretrain_job(name) for name in decompositions], config, paths, train_ref, ledger)
+            _require_complete(ledger.records("pretrain"), "stage 1")
+            missing = config.search.num_trials - len(ledger.records("trial"))
+            if missing > 0:
+                space = find_search_space(config.search_space)
+                run_search(study, space, missing, config, paths, train_ref, ledger)
+            picks = pick_finalists(ledger.records("trial"), config.finetune.num_models)
+            test_ref = ray.put(load_test(config.data, data).arrays())
+            final_jobs = [DENSE_JOB, *(finetune_job(pick) for pick in picks)]  # the longest first
+            run_jobs(final_jobs, config, paths, train_ref, ledger, test_ref)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        ledger.interrupted()
+        searcher.close_running(study)
+        front = _publish(ledger, paths, tracker)
+        tracker.close(status)
+    return front
+
+
+def pick_finalists(trials: list[RunRecord], count: int) -> list[Job]:
+    """Return at most `count` non-dominated trials, spread along the front by hypervolume contribution.
+
+    MACs count by their logarithm here: halving them is worth the same anywhere on the front. Raises SweepError where no
+    trial is complete.
+    """
+    front = front_of(trials)
+    if not front:
+        raise SweepError(
+            f"at least one of {len(trials)} trials must be complete, but all failed; the last error:\n{trials[-1].error}"
+        )
+    points = objectives(front)
+    points[:, 1] = np.log(points[:, 1])
+    return [_job_of(front[row]) for row in spread_subset(points, count)]
+
+
+def _job_of(trial: RunRecord) -> Job:
+    assert trial.trial_number is not None and trial.settings is not None, trial.name
+    return trial_job(trial.name, trial.trial_number, json.loads(trial.settings))
+
+
+def _prepare(config: SweepConfig) -> tuple[ImageData, list[str]]:
+    from orchestrator.searcher import probe_search_space
+
+    decompositions = probe_search_space(find_search_space(config.search_space))
+    check_test_split(config.data)
+    data = load_train_validation(config.data)
+    build_model(ModelSpec(config.model, data.sample_shape, data.num_classes))
+    return data, decompositions
+
+
+def _claim(paths: SweepPaths, config: SweepConfig) -> None:
+    """Make the output directory this sweep's, or check that it is: only sizes of the sweep may have changed."""
+    if paths.config.exists():
+        found = load_config(paths.config)
+        same = {"search": replace(config.search, num_trials=1, max_concurrent=1), "resources": config.resources}
+        there = replace(found, **{**same, "search": replace(found.search, num_trials=1, max_concurrent=1)})  # type: ignore[arg-type]
+        here = replace(config, search=same["search"])  # type: ignore[arg-type]
+        old, new = _flat(as_record(there)), _flat(as_record(here))
+        changed = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in new if old.get(key) != new.get(key)]
+        if changed:
+            raise SweepError(
+                f"{paths.root} holds a sweep of another configuration ({'; '.join(changed)}); use another --output"
+            )
+    elif paths.root.exists() and any(paths.root.iterdir()):
+        raise SweepError(f"{paths.root} must be empty or hold a sweep, but holds other files; use another --output")
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        _write_text(paths.config, dump_config(config))
+        if not paths.state.exists():
+            _write_state(paths, {"sweep_id": uuid.uuid4().hex, "tracking_uri": "", "parent_run_id": ""})
+    except OSError as error:
+        raise SweepError(f"the output directory {paths.root} must be writable, but: {error}; use another --output") from error
+
+
+def _require_complete(records: list[RunRecord], what: str) -> None:
+    for record in records:
+        if record.state != "COMPLETE":
+            raise SweepError(f"{what} ({record.name}) must end complete, but failed:\n{record.error}")
+
+
+def _publish(ledger: Ledger, paths: SweepPaths, tracker: "Tracker") -> SweepFront:
+    """Write the front to the output directory and to MLflow, and tag its members."""
+    front = sweep_front(ledger.records())
+    _write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
+    members = {point.name for point in front.front}
+    for record in ledger.records("trial"):
+        tracker.set_tags(record.run_id, {"pareto": str(record.name in members).lower()})
+    final = {record.name for record in front_of([*ledger.records("finetune"), *ledger.records("dense")])}
+    for record in [*ledger.records("finetune"), *ledger.records("dense")]:
+        tracker.set_tags(record.run_id, {"pareto": str(record.name in final).lower()})
+    for path in (paths.config, paths.front, paths.results):
+        if path.exists():
+            tracker.log_artifact(path)
+    return front
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the sweep as Ctrl-C does, with everything in order."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the caller's signals are its own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _flat(record: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in record.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _read_state(paths: SweepPaths) -> dict[str, str]:
+    try:
+        return dict(json.loads(paths.state.read_text()))
+    except (OSError, ValueError) as error:
+        raise SweepError(f"{paths.state} must be readable JSON, but: {error}; use another --output") from error
+
+
+def _write_state(paths: SweepPaths, state: dict[str, str]) -> None:
+    _write_text(paths.state, json.dumps(state, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

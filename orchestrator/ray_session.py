@@ -1,0 +1,68 @@
+"""Ray: the settings that the sweep needs, a session on this machine or a cluster, and a check of its resources."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.config import ResourcesConfig
+from trainers.errors import SweepError
+
+# each must be set before `import ray`
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CUDA_VISIBLE_DEVICES stays as the user set it
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # five files a trial that nobody reads
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else one trial without metrics ends the whole sweep
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl-C returns partial results as if the sweep had ended
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a reused actor whose function ends slowly would hang the sweep
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's own snapshots are not used: see `ledger` and `searcher.reconcile`
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def prepare_environment() -> None:
+    """Set what Ray reads when it is imported; the user's own values stay."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+@contextmanager
+def ray_session(resources: ResourcesConfig) -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start a local one; ends it if it started it.
+
+    Raises SweepError where there is no cluster at RAY_ADDRESS, or none of its nodes can hold one trial.
+    """
+    prepare_environment()
+    import ray
+
+    owned = not ray.is_initialized()
+    if owned:
+        options = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            address = os.environ.get("RAY_ADDRESS", "this machine")
+            raise SweepError(
+                f"Ray must be reachable at {address}, but: {error}; check RAY_ADDRESS and, with tokens, RAY_AUTH_MODE=token"
+            ) from error
+    try:
+        _check_resources(resources)
+        yield
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def _check_resources(resources: ResourcesConfig) -> None:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    need = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    if not any(all(node.get(kind, 0) >= count for kind, count in need.items()) for node in nodes):
+        have = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in need) for node in nodes)
+        raise SweepError(
+            f"a trial needs {need['CPU']:g} CPU and {need['GPU']:g} GPU on one node, but the nodes have {have}; lower "
+            "resources.cpus_per_trial or resources.gpus_per_trial"
+        )

@@ -1,0 +1,101 @@
+"""The one table of a sweep, `results.parquet`: a row for each run that has ended, of every stage."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainers.errors import SweepError
+
+StageName = Literal["pretrain", "trial", "finetune", "dense"]
+State = Literal["COMPLETE", "FAIL"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. Accuracies and ratios are fractions of 1, ratios are to the dense network, times are seconds.
+
+    `name` is unique in a sweep and names the run's folder; `source` is the run whose model it started from. `settings`
+    is the search space's choice as JSON; the columns after it are the settings in force. A failed run has its last
+    epoch's metrics, where there are any, and its traceback in `error`.
+    """
+
+    name: str
+    stage: StageName
+    state: State
+    run_id: str
+    source: str | None = None
+    trial_number: int | None = None
+    settings: str | None = None
+    decomposition: str | None = None
+    regularizer: str | None = None
+    strength: float | None = None
+    orthogonality_weight: float | None = None
+    energy: float | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    epochs: int | None = None
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+    train_loss: float | None = None
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    orthogonality_error: float | None = None
+    macs: int | None = None
+    macs_ratio: float | None = None
+    params: int | None = None
+    params_ratio: float | None = None
+    rank_ratio: float | None = None
+    layers: list[str] | None = None
+    ranks: list[int] | None = None
+    duration_s: float | None = None
+    ended_at_s: float | None = None
+    error: str | None = None
+
+
+def _arrow_type(annotation: object) -> pa.DataType:
+    text = str(annotation)
+    if "list[str]" in text:
+        return pa.list_(pa.string())
+    if "list[int]" in text:
+        return pa.list_(pa.int32())
+    if "float" in text:
+        return pa.float64()
+    return pa.int64() if "int" in text else pa.string()
+
+
+SCHEMA = pa.schema([pa.field(field.name, _arrow_type(field.type)) for field in fields(RunRecord)])
+
+
+def write_records(records: Sequence[RunRecord], path: Path) -> None:
+    """Replace the table atomically: a reader finds the old one or the new one, whole."""
+    table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_records(path: Path) -> list[RunRecord]:
+    """Return the table's rows; raises SweepError where it is missing, damaged or of another schema."""
+    if not path.is_file():
+        raise SweepError(f"{path.parent} must be the output directory of a sweep, but has no {path.name}")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SweepError(f"{path} must be a readable parquet file, but: {error}") from error
+    if not table.schema.equals(SCHEMA):
+        differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or "the types"
+        raise SweepError(f"{path} must have this version's columns, but {differing} differ; use the rankfront that wrote it")
+    return [RunRecord(**row) for row in table.to_pylist()]

@@ -1,0 +1,143 @@
+"""The two ways in which runs are spread over a Ray cluster: a search by Ray Tune, and a fixed list of jobs as Ray tasks.
+
+Both send each epoch's result to the ledger as it comes, and both start a run again, from its checkpoint, whose worker
+was lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+
+from orchestrator.config import SweepConfig
+from orchestrator.jobs import Job, run_job, trial_job
+from orchestrator.ledger import Ledger
+from orchestrator.paths import SweepPaths
+from orchestrator.searcher import StudySearcher
+
+if TYPE_CHECKING:
+    import optuna
+
+    from search_spaces import SearchSpace
+
+_MAX_LOST_WORKERS = 2
+
+
+def run_search(
+    study: "optuna.Study",
+    space: "SearchSpace",
+    num_trials: int,
+    config: SweepConfig,
+    paths: SweepPaths,
+    data: "ray.ObjectRef[dict[str, Any]]",
+    ledger: Ledger,
+) -> None:
+    """Run `num_trials` more trials of `study`; returns when each has ended, complete or failed."""
+    searcher = StudySearcher(study, space)
+    trainable = tune.with_parameters(_trainable, config=config, output=str(paths.root), data=[data])
+    resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus_per_trial}
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=num_trials,
+            max_concurrent_trials=config.search.max_concurrent,
+            reuse_actors=True,  # a fresh worker costs seconds of imports
+        ),
+        run_config=tune.RunConfig(
+            name=config.name,
+            storage_path=str(paths.tune),
+            callbacks=[_LedgerCallback(ledger, searcher)],
+            failure_config=tune.FailureConfig(max_failures=_MAX_LOST_WORKERS),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _trainable(params: dict[str, Any], config: SweepConfig, output: str, data: list[Any]) -> None:
+    """One trial in a worker; `data` is the reference in a list, so that Ray passes it on unread."""
+    job = trial_job(params["name"], params["number"], params["settings"])
+    for result in run_job(job, config, output, ray.get(data[0])):
+        tune.report(result)
+
+
+class _LedgerCallback(tune.Callback):
+    """Writes what Tune's trials do into the ledger, and tells the study when one has ended."""
+
+    def __init__(self, ledger: Ledger, searcher: StudySearcher) -> None:
+        self._ledger, self._searcher = ledger, searcher
+        self._errors: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that is not used."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ledger.started(_job_of(trial))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if "error" in result:
+            self._errors[trial.trial_id] = result["error"]
+        else:
+            self._ledger.reported(_job_of(trial).name, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, self._errors.pop(trial.trial_id, None))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {trial.get_pickled_error() or 'no reason given'}")
+
+    def _end(self, trial: Any, error: str | None) -> None:
+        self._searcher.finish(trial.trial_id, self._ledger.ended(_job_of(trial).name, error))
+
+
+def _job_of(trial: Any) -> Job:
+    params = trial.config
+    return trial_job(params["name"], params["number"], params["settings"])
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    config: SweepConfig,
+    paths: SweepPaths,
+    data: "ray.ObjectRef[dict[str, Any]]",
+    ledger: Ledger,
+    test: "ray.ObjectRef[dict[str, Any]] | None" = None,
+) -> None:
+    """Run the jobs that the ledger does not have, `max_concurrent` at a time, in order; returns when all have ended."""
+    task = ray.remote(
+        num_cpus=config.resources.cpus_per_trial,
+        num_gpus=config.resources.gpus_per_trial,
+        max_retries=_MAX_LOST_WORKERS,
+        num_returns="streaming",
+    )(_task)
+    waiting = [job for job in jobs if ledger.record(job.name) is None]
+    running: dict[Any, Job] = {}
+    errors: dict[str, str] = {}
+    while waiting or running:
+        while waiting and len(running) < config.search.max_concurrent:
+            job = waiting.pop(0)
+            running[task.remote(asdict(job), config, str(paths.root), data, test)] = job
+            ledger.started(job)
+        ready, _ = ray.wait(list(running), num_returns=1)
+        stream, job = ready[0], running[ready[0]]
+        try:
+            result = ray.get(next(stream))
+        except StopIteration:
+            del running[stream]
+            ledger.ended(job.name, errors.pop(job.name, None))
+        except ray.exceptions.RayError as error:
+            del running[stream]
+            ledger.ended(job.name, f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {error}")
+        else:
+            if "error" in result:
+                errors[job.name] = result["error"]
+            else:
+                ledger.reported(job.name, result)
+
+
+def _task(job: dict[str, Any], config: SweepConfig, output: str, data: dict[str, Any], test: dict[str, Any] | None) -> Any:
+    yield from run_job(Job(**job), config, output, data, test)

@@ -1,0 +1,26 @@
+"""The whole space of SVD training, with ranges that cover what its authors used (Yang et al., CVPR-W 2020)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+# strength by regularizer, log-uniform; Hoyer-Square's values reach r - 1 instead of sqrt(r) - 1, hence the lower range
+STRENGTH = {"l1": (1e-4, 0.5), "hoyer": (1e-4, 0.5), "hoyer_square": (1e-5, 0.1)}
+
+
+def svd_training(trial: "BaseTrial") -> dict[str, Any]:
+    """Suggest decomposition, regularizer, its strength, orthogonality weight, pruning energy and learning rate.
+
+    Energies below 1e-4 are left out: they change a weight by under 1 % in norm, and remove next to nothing.
+    """
+    regularizer = trial.suggest_categorical("regularizer", list(STRENGTH))
+    low, high = STRENGTH[regularizer]
+    return {
+        "decomposition": trial.suggest_categorical("decomposition", ["channel", "spatial"]),
+        "regularizer": regularizer,
+        "strength": trial.suggest_float(f"strength_{regularizer}", low, high, log=True),
+        "orthogonality_weight": trial.suggest_float("orthogonality_weight", 0.1, 10, log=True),
+        "energy": trial.suggest_float("energy", 1e-4, 0.5, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
+    }
