@@ -14,7 +14,9 @@ from trainers.errors import ConfigError, RankfrontError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 _Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The sweep's YAML file.")]
-_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. search.seed=1.")]
+_Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. search.seed=1.")
+]
 _Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's output directory.")]
 
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
@@ -46,7 +48,7 @@ def sweep(
         print(f"\nStopped. Go on with:\n  rankfront sweep {config}{overrides} --output {folder}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     console.print(front_tables(front))
-    console.print(f"\nTable: {folder}/results.parquet   Models: {folder}/runs/*/model.pt   MLflow: rankfront ui {folder}")
+    print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt\nMLflow   rankfront ui {folder}")
 
 
 @app.command()
@@ -91,7 +93,7 @@ def ui(directory: _Dir, port: Annotated[int, typer.Option(min=1, max=65535)] = 5
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **os.environ}
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    os.execvpe(sys.executable, [*command, "--port", str(port), "--workers", "1"], environment)
+    os.execvpe(sys.executable, [*command, "--port", str(port), "--workers", "1"], environment)  # noqa: S606  # a fixed command, its two values checked above
 
 
 def main() -> None:

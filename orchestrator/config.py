@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -119,7 +119,7 @@ def _validate(source: YamlSource) -> SweepConfig:
 def _problems(details: ErrorDetails, source: YamlSource) -> list[tuple[str, str]]:
     """One pydantic error as (place, message) pairs: several where a section reported several."""
     path = tuple(str(part) for part in details["loc"])
-    original = cast(dict[str, Any], details.get("ctx") or {}).get("error")
+    original = (details.get("ctx") or {}).get("error")
     if isinstance(original, ConfigError):
         return [(source.place((*path, name)), text) for name, text in original.problems]
     return [(source.place(path), _message(details, path, source))]

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -79,10 +80,10 @@ def _search_table(front: SweepFront) -> Table:
 
 def _finalist_table(front: SweepFront) -> Table:
     table = _table("Finalists, after fine-tuning")
-    table.add_column("before", justify="right")
-    table.add_column("test acc.", justify="right", style="bold")
+    table.add_column("before\n%", justify="right", no_wrap=True)
+    table.add_column("test\n%", justify="right", no_wrap=True, style="bold")
+    table.add_column("to dense\npp", justify="right", no_wrap=True)
     dense_test = None if front.dense is None else front.dense.test_accuracy
-    table.add_column("to dense", justify="right")
     for point in front.finalists:
         before = front.before.get(point.name)
         table.add_row(
@@ -100,33 +101,42 @@ def _finalist_table(front: SweepFront) -> Table:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("run", no_wrap=True)
-    for heading in ("MACs", "MACs cut", "params", "params cut", "val acc."):
+    for heading in ("MACs", "removed\n%", "params", "removed\n%", "val acc.\n%"):
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
 def _costs(point: FrontPoint) -> tuple[str, str, str, str]:
     return (
-        f"{point.macs:,}",
+        _count(point.macs),
         _percent(1 - point.macs_ratio),
-        f"{point.params:,}",
+        _count(point.params),
         _percent(1 - point.params_ratio),
     )
 
 
+def _count(value: int) -> str:
+    """A count in three digits or more, with its unit: 903.8 k, 40.55 M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return str(value)
+
+
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f} %"
+    return "" if value is None else f"{100 * value:.2f}"
 
 
 def _difference(value: float | None, base: float | None) -> str:
-    return "" if value is None or base is None else f"{100 * (value - base):+.2f} pp"
+    return "" if value is None or base is None else f"{100 * (value - base):+.2f}"
 
 
 def _point(record: RunRecord) -> FrontPoint:
     costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
-    assert record.val_accuracy is not None and None not in costs, record.name
+    assert record.val_accuracy is not None, record.name
+    assert None not in costs, record.name
     return FrontPoint(record.name, record.run_id, record.val_accuracy, record.test_accuracy, *costs)  # type: ignore[arg-type]
 
 

@@ -54,7 +54,12 @@ def job_epochs(job: Job, config: SweepConfig) -> int:
     """Return how many epochs `job` trains; the dense baseline gets as many as a finalist had in all its stages."""
     training, finetune = config.training, config.finetune
     total = training.pretrain_epochs + training.epochs + finetune.epochs
-    epochs = {"pretrain": training.pretrain_epochs, "trial": training.epochs, "finetune": finetune.epochs, "dense": total}
+    epochs = {
+        "pretrain": training.pretrain_epochs,
+        "trial": training.epochs,
+        "finetune": finetune.epochs,
+        "dense": total,
+    }
     return epochs[job.stage]
 
 

@@ -53,7 +53,9 @@ class Ledger:
 
     def __init__(self, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> None:
         self._config, self._paths, self._tracker = config, paths, tracker
-        self._records = {record.name: record for record in read_records(paths.results)} if paths.results.exists() else {}
+        self._records = (
+            {record.name: record for record in read_records(paths.results)} if paths.results.exists() else {}
+        )
         self._open: dict[str, OpenRun] = {}
         self._epoch_durations: list[float] = []
         self._lock = threading.Lock()
@@ -123,7 +125,9 @@ class Ledger:
         job, metrics = run.job, run.metrics
         training, method = job_configs(job, self._config)
         ranks = {key.removeprefix("rank/"): int(value) for key, value in metrics.items() if key.startswith("rank/")}
-        columns = {key: int(metrics[key]) if key in _COUNTS else metrics[key] for key in _COLUMNS if key in metrics}
+        columns: dict[str, Any] = {
+            key: int(metrics[key]) if key in _COUNTS else metrics[key] for key in _COLUMNS if key in metrics
+        }
         in_force = as_record(method) if job.stage in ("trial", "finetune") else dict(job.settings)
         return RunRecord(
             name=job.name,

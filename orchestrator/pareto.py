@@ -15,7 +15,7 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
     Of equal points the first one counts, the others are dominated by it, so that a front has no duplicates.
     """
     finite = np.isfinite(points).all(axis=1)
-    keep = finite.copy()
+    keep: NDArray[np.bool_] = np.array(finite)
     for i in np.flatnonzero(finite):
         others = points[finite]
         better = (others <= points[i]).all(axis=1) & (others < points[i]).any(axis=1)

@@ -5,7 +5,6 @@ was cut off goes on from its checkpoint.
 """
 
 import json
-import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from orchestrator.paths import SweepPaths
 from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord
 from search_spaces import find_search_space
+from trainers.atomic import atomic_file
 from trainers.config import as_record
 from trainers.data import ImageData, check_test_split, load_test, load_train_validation
 from trainers.errors import SweepError
@@ -71,7 +71,9 @@ def _run(
 
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     state = _read_state(paths)
-    tracker = Tracker(target, state["sweep_id"], state["parent_run_id"] if state["tracking_uri"] == target.uri else None)
+    tracker = Tracker(
+        target, state["sweep_id"], state["parent_run_id"] if state["tracking_uri"] == target.uri else None
+    )
     _write_state(paths, {**state, "tracking_uri": target.uri, "parent_run_id": tracker.parent_run_id})
     tracker.log_parent_params(_flat(as_record(config)))
     ledger = Ledger(config, paths, tracker)
@@ -120,7 +122,8 @@ def pick_finalists(trials: list[RunRecord], count: int) -> list[Job]:
 
 
 def _job_of(trial: RunRecord) -> Job:
-    assert trial.trial_number is not None and trial.settings is not None, trial.name
+    assert trial.trial_number is not None, trial.name
+    assert trial.settings is not None, trial.name
     return trial_job(trial.name, trial.trial_number, json.loads(trial.settings))
 
 
@@ -142,7 +145,9 @@ def _claim(paths: SweepPaths, config: SweepConfig) -> None:
         there = replace(found, **{**same, "search": replace(found.search, num_trials=1, max_concurrent=1)})  # type: ignore[arg-type]
         here = replace(config, search=same["search"])  # type: ignore[arg-type]
         old, new = _flat(as_record(there)), _flat(as_record(here))
-        changed = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in new if old.get(key) != new.get(key)]
+        changed = [
+            f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in new if old.get(key) != new.get(key)
+        ]
         if changed:
             raise SweepError(
                 f"{paths.root} holds a sweep of another configuration ({'; '.join(changed)}); use another --output"
@@ -155,7 +160,9 @@ def _claim(paths: SweepPaths, config: SweepConfig) -> None:
         if not paths.state.exists():
             _write_state(paths, {"sweep_id": uuid.uuid4().hex, "tracking_uri": "", "parent_run_id": ""})
     except OSError as error:
-        raise SweepError(f"the output directory {paths.root} must be writable, but: {error}; use another --output") from error
+        raise SweepError(
+            f"the output directory {paths.root} must be writable, but: {error}; use another --output"
+        ) from error
 
 
 def _require_complete(records: list[RunRecord], what: str) -> None:
@@ -217,6 +224,5 @@ def _write_state(paths: SweepPaths, state: dict[str, str]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with atomic_file(path) as file:
+        file.write(text.encode())

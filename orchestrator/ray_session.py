@@ -11,14 +11,13 @@ from trainers.errors import SweepError
 # each must be set before `import ray`
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own report would break into the live view
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CUDA_VISIBLE_DEVICES stays as the user set it
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # five files a trial that nobody reads
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else one trial without metrics ends the whole sweep
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl-C returns partial results as if the sweep had ended
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a reused actor whose function ends slowly would hang the sweep
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's own snapshots are not used: see `ledger` and `searcher.reconcile`
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
 

@@ -1,7 +1,5 @@
 """The one table of a sweep, `results.parquet`: a row for each run that has ended, of every stage."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainers.atomic import atomic_file
 from trainers.errors import SweepError
 
 StageName = Literal["pretrain", "trial", "finetune", "dense"]
@@ -75,16 +74,8 @@ SCHEMA = pa.schema([pa.field(field.name, _arrow_type(field.type)) for field in f
 def write_records(records: Sequence[RunRecord], path: Path) -> None:
     """Replace the table atomically: a reader finds the old one or the new one, whole."""
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file:
+        pq.write_table(table, file)
 
 
 def read_records(path: Path) -> list[RunRecord]:
@@ -97,5 +88,7 @@ def read_records(path: Path) -> list[RunRecord]:
         raise SweepError(f"{path} must be a readable parquet file, but: {error}") from error
     if not table.schema.equals(SCHEMA):
         differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or "the types"
-        raise SweepError(f"{path} must have this version's columns, but {differing} differ; use the rankfront that wrote it")
+        raise SweepError(
+            f"{path} must have this version's columns, but {differing} differ; use the rankfront that wrote it"
+        )
     return [RunRecord(**row) for row in table.to_pylist()]

@@ -78,7 +78,9 @@ class _LedgerCallback(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ledger.started(_job_of(trial))
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if "error" in result:
             self._errors[trial.trial_id] = result["error"]
         else:
@@ -88,7 +90,10 @@ class _LedgerCallback(tune.Callback):
         self._end(trial, self._errors.pop(trial.trial_id, None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {trial.get_pickled_error() or 'no reason given'}")
+        self._end(
+            trial,
+            f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {trial.get_pickled_error() or 'no reason given'}",
+        )
 
     def _end(self, trial: Any, error: str | None) -> None:
         self._searcher.finish(trial.trial_id, self._ledger.ended(_job_of(trial).name, error))
@@ -115,17 +120,18 @@ def run_jobs(
         num_returns="streaming",
     )(_task)
     waiting = [job for job in jobs if ledger.record(job.name) is None]
-    running: dict[Any, Job] = {}
+    running: dict[Any, Job] = {}  # Ray's stream of results -> the job it comes from
     errors: dict[str, str] = {}
     while waiting or running:
         while waiting and len(running) < config.search.max_concurrent:
             job = waiting.pop(0)
-            running[task.remote(asdict(job), config, str(paths.root), data, test)] = job
+            stream: Any = task.remote(asdict(job), config, str(paths.root), data, test)  # type: ignore[arg-type]
+            running[stream] = job
             ledger.started(job)
         ready, _ = ray.wait(list(running), num_returns=1)
         stream, job = ready[0], running[ready[0]]
         try:
-            result = ray.get(next(stream))
+            result: dict[str, Any] = ray.get(next(stream))
         except StopIteration:
             del running[stream]
             ledger.ended(job.name, errors.pop(job.name, None))
@@ -139,5 +145,7 @@ def run_jobs(
                 ledger.reported(job.name, result)
 
 
-def _task(job: dict[str, Any], config: SweepConfig, output: str, data: dict[str, Any], test: dict[str, Any] | None) -> Any:
+def _task(
+    job: dict[str, Any], config: SweepConfig, output: str, data: dict[str, Any], test: dict[str, Any] | None
+) -> Any:
     yield from run_job(Job(**job), config, output, data, test)

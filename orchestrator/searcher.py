@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 def open_study(journal: Path, name: str, seed: int) -> optuna.Study:
     """Open the journal's study, or create it. The sampler is TPE, seeded with `seed` plus the number of trials there:
-    the same seed on a study that goes on would draw its first points again."""
+    the same seed on a study that goes on would draw its first points again.
+    """
     storage = JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
     study.sampler = TPESampler(seed=seed + len(study.trials))
@@ -98,7 +99,9 @@ def probe_search_space(space: "SearchSpace") -> list[str]:
         except ConfigError as error:
             raise ConfigError([(f"search_space: {field}", text) for field, text in error.problems]) from error
         except Exception as error:  # a user's function may raise anything
-            raise ConfigError([("search_space", f"must return settings for any trial, but raised {error!r}")]) from error
+            raise ConfigError(
+                [("search_space", f"must return settings for any trial, but raised {error!r}")]
+            ) from error
     return list(found)
 
 

@@ -48,7 +48,11 @@ def tracking_target(name: str, database: Path, artifacts: Path) -> TrackingTarge
     """Return the target that the environment asks for, by default SQLite in the output directory."""
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return TrackingTarget(uri, experiment) if uri else TrackingTarget(f"sqlite:///{database}", experiment, artifacts.as_uri())
+    return (
+        TrackingTarget(uri, experiment)
+        if uri
+        else TrackingTarget(f"sqlite:///{database}", experiment, artifacts.as_uri())
+    )
 
 
 class Tracker:
@@ -83,7 +87,9 @@ class Tracker:
         """Return the id of the run called `name`: the one this sweep already has, or a new one; "" if MLflow fails."""
         try:
             found = self._client.search_runs(
-                [self.experiment_id], f"tags.sweep_id = '{self._sweep_id}' AND tags.`{MLFLOW_RUN_NAME}` = '{name}'", max_results=1
+                [self.experiment_id],
+                f"tags.sweep_id = '{self._sweep_id}' AND tags.`{MLFLOW_RUN_NAME}` = '{name}'",
+                max_results=1,
             )
             if found:
                 run_id: str = found[0].info.run_id
@@ -127,7 +133,9 @@ class Tracker:
         if experiment is None:
             return str(self._client.create_experiment(name, artifact_location=self.target.artifacts))
         if experiment.lifecycle_stage != "active":
-            raise ValueError(f"experiment {name!r} is deleted; restore it, or set MLFLOW_EXPERIMENT_NAME to another name")
+            raise ValueError(
+                f"experiment {name!r} is deleted; restore it, or set MLFLOW_EXPERIMENT_NAME to another name"
+            )
         return str(experiment.experiment_id)
 
     def _create(self, name: str, stage: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
@@ -177,7 +185,7 @@ class Tracker:
         for run_id, entries in by_run.items():
             try:
                 self._write_run(run_id, entries)
-            except Exception as error:  # whatever the store raises, the sweep goes on and the records wait
+            except Exception as error:  # noqa: BLE001  # whatever the store raises, the sweep goes on and the records wait
                 _log.warning("MLflow did not take %d records (will retry): %s", len(entries), str(error).split("\n")[0])
                 failed += entries
         return failed

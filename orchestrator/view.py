@@ -88,10 +88,14 @@ class SweepView:
             "trials",
             f"{len(complete)} complete, {len(trials) - len(complete)} failed, {len(running)} running, {waiting} to come",
         )
-        grid.add_row("best accuracy", "-" if best is None else f"{100 * best:.2f} % (validation, pruned, not fine-tuned)")
+        grid.add_row(
+            "best accuracy", "-" if best is None else f"{100 * best:.2f} % (validation, pruned, not fine-tuned)"
+        )
         grid.add_row("front", f"{len(front_of(trials))} trials, hypervolume {front_hypervolume(trials):.4f}")
         grid.add_row("time", f"{_clock(elapsed)} elapsed, about {self._remaining(snapshot)} left")
-        return Group(Text(f"sweep {self._config.name}", style="bold"), grid, _open_table(snapshot.open_runs, self._config))
+        return Group(
+            Text(f"sweep {self._config.name}", style="bold"), grid, _open_table(snapshot.open_runs, self._config)
+        )
 
     def _remaining(self, snapshot: Snapshot) -> str:
         """Epochs still to be trained, at the mean duration so far, over the runs at once."""

@@ -1,14 +1,13 @@
 """Files that hold tensors: written atomically, read without unpickling code, with a format and a version inside."""
 
-import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainers.atomic import atomic_file
 from trainers.errors import CheckpointError
 
 FORMAT = "rankfront"
@@ -16,21 +15,9 @@ VERSION = 1
 
 
 def write_payload(path: Path, kind: str, content: dict[str, Any]) -> None:
-    """Write `content` (tensors, numbers, strings, lists, dicts) to `path`: temporary file, fsync, rename.
-
-    A file of that name is whole at all times: the old one until the new one is complete.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write `content` (tensors, numbers, strings, lists, dicts) to `path`, atomically."""
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **content}, file)
 
 
 def read_payload(path: Path, kind: str) -> dict[str, Any]:
@@ -44,7 +31,9 @@ def read_payload(path: Path, kind: str) -> dict[str, Any]:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} must be a readable {kind} file, but it is damaged or foreign: {reason}") from error
+        raise CheckpointError(
+            f"{path} must be a readable {kind} file, but it is damaged or foreign: {reason}"
+        ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} must be a {FORMAT} {kind} file, but it was written by something else")
     if payload.get("version") != VERSION:

@@ -23,7 +23,8 @@ _FREE = {
 @dataclass(frozen=True)
 class Cost:
     """`macs` and `flops` = 2 macs of one sample, as `counter` counts them (matrix products and convolutions);
-    `uncounted` names the operators that ran and were not counted; `params` are all parameters of the model."""
+    `uncounted` names the operators that ran and were not counted; `params` are all parameters of the model.
+    """
 
     macs: int
     params: int
@@ -56,7 +57,7 @@ class _OperatorLog(TorchDispatchMode):
     """Remembers the name of every operator that runs and is not free."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Any = None) -> Any:

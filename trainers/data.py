@@ -70,7 +70,11 @@ class ImageData:
         """Return the set that `arrays` came from, on the same memory."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return ImageData(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
+            tensors: dict[str, Any] = {
+                key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                for key, value in arrays.items()
+            }
+        return ImageData(**tensors)
 
 
 def load_train_validation(config: DataConfig) -> ImageData:
@@ -108,7 +112,9 @@ def load_test(config: DataConfig, train: ImageData) -> ImageData:
         validation_rows=rows,
     )
     if data.sample_shape != train.sample_shape:
-        raise DataError(f"test images must have the training images' shape {train.sample_shape}, not {data.sample_shape}")
+        raise DataError(
+            f"test images must have the training images' shape {train.sample_shape}, not {data.sample_shape}"
+        )
     if raw.class_names != train.class_names:
         raise DataError(f"the test split of {config.name!r} has other classes than its training split")
     return data

@@ -65,9 +65,7 @@ def exact_spectra(model: nn.Module) -> Spectra:
     return {name: exact_svd(layer.matrix()) for name, layer in svd_layers(model).items()}
 
 
-def plan_deployment(
-    model: nn.Module, ranks: dict[str, int], sample_shape: tuple[int, ...]
-) -> list[DeployedLayer]:
+def plan_deployment(model: nn.Module, ranks: dict[str, int], sample_shape: tuple[int, ...]) -> list[DeployedLayer]:
     """Choose each decomposed layer's form at `ranks[path]`: two layers where that takes fewer MACs, else one dense."""
     geometry = layer_geometry(model, sample_shape)
     layers = []

@@ -85,9 +85,11 @@ def class_folders(config: DataConfig, split: str) -> list[str]:
 
 
 def _columns(schema: Any, file: Path) -> tuple[str, str]:
-    import pyarrow.types as types
+    from pyarrow import types
 
-    images = [field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    images = [
+        field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
     labels = [field.name for field in schema if types.is_integer(field.type)]
     labels = [name for name in labels if name in ("label", "labels")] or labels
     if len(images) != 1 or len(labels) != 1:
@@ -134,13 +136,17 @@ def _decode(
     return images
 
 
-def _pictures(encoded: Iterable[bytes | None], size: int | None, source: str, mode: str | None) -> Iterator[Image.Image]:
+def _pictures(
+    encoded: Iterable[bytes | None], size: int | None, source: str, mode: str | None
+) -> Iterator[Image.Image]:
     for row, data in enumerate(encoded):
         try:
-            picture = Image.open(io.BytesIO(data or b""))
+            picture: Image.Image = Image.open(io.BytesIO(data or b""))
             picture.load()
         except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"image number {row} of {source} cannot be decoded: {error}; remove or replace it") from error
+            raise DataError(
+                f"image number {row} of {source} cannot be decoded: {error}; remove or replace it"
+            ) from error
         if picture.mode != "L" or mode:
             picture = picture.convert(mode or "RGB")
         yield _resized(picture, size) if size else picture

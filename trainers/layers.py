@@ -28,8 +28,7 @@ class SVDLayer(nn.Module):
         self.decomposition: Decomposition = decomposition
         self.weight_shape = tuple(dense.weight.shape)
         u, s, vt = exact_svd(to_matrix(dense.weight, decomposition))
-        like = {"device": dense.weight.device, "dtype": dense.weight.dtype}
-        self.u, self.s, self.vt = (nn.Parameter(factor.to(**like)) for factor in (u, s, vt))
+        self.u, self.s, self.vt = (nn.Parameter(factor.to(dense.weight)) for factor in (u, s, vt))
         self.register_parameter("bias", None if dense.bias is None else nn.Parameter(dense.bias.detach().clone()))
 
     @property
@@ -129,9 +128,7 @@ class SVDConv2d(SVDLayer):
             weights = right.reshape(rank, c, kh, 1), left.reshape(n, kw, rank).permute(0, 2, 1).unsqueeze(2)
         return nn.Sequential(_filled(first, weights[0], None), _filled(second, weights[1], self.bias))
 
-    def _conv(
-        self, c: int, n: int, kernel: tuple[int, int], *, rows: bool, columns: bool, bias: bool
-    ) -> nn.Conv2d:
+    def _conv(self, c: int, n: int, kernel: tuple[int, int], *, rows: bool, columns: bool, bias: bool) -> nn.Conv2d:
         """A convolution that strides, pads and dilates along the rows (height) and columns (width) asked for."""
 
         def along(values: tuple[int, int], neutral: int) -> tuple[int, int]:

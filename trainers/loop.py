@@ -119,7 +119,7 @@ def _train_epoch(
             task_loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
         loss = task_loss if penalty is None else task_loss + penalty()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         totals += torch.stack((task_loss, loss)).detach()  # read once, at the end: a read per step would stall a GPU
     mean_task_loss, mean_loss = (totals / steps).tolist()

@@ -5,6 +5,7 @@ To add one: write a function (ModelConfig, sample shape (C, H, W), number of cla
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -48,17 +49,17 @@ def model_names() -> Collection[str]:
 
 
 def torchvision_names() -> list[str]:
-    """torchvision's classifiers (not its detection, segmentation, video or quantized models)."""
+    """The names of torchvision's classifiers (not its detection, segmentation, video or quantized models)."""
     import torchvision
 
-    return torchvision.models.list_models(module=torchvision.models)
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def mlp(config: ModelConfig, shape: Shape, num_classes: int) -> nn.Module:
     """Fully connected with ReLU; hidden widths from the config. (300, 100) is LeNet-300-100 (LeCun et al., 1998)."""
     widths = [shape[0] * shape[1] * shape[2], *config.hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 
@@ -84,7 +85,7 @@ def lenet5(config: ModelConfig, shape: Shape, num_classes: int) -> nn.Module:
 
 
 def tiny(config: ModelConfig, shape: Shape, num_classes: int) -> nn.Module:
-    """Three convolutions with BatchNorm and a linear layer, for the 8 x 8 digits and for tests: about 57 k parameters."""
+    """Three convolutions with BatchNorm and a linear layer, for the 8 x 8 digits and for tests: 57 k parameters."""
     return nn.Sequential(
         nn.Conv2d(shape[0], 32, 3, padding=1, bias=False),
         nn.BatchNorm2d(32),
@@ -128,7 +129,7 @@ class _BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32 x 32 images, depth 6 n + 2, widths 16-32-64, parameter-free shortcuts (He et al., CVPR 2016, 4.2)."""
+    """ResNet for 32 x 32 images: depth 6 n + 2, widths 16-32-64, shortcuts without parameters (He et al. 2016, 4.2)."""
 
     def __init__(self, depth: int, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class CifarResNet(nn.Module):
 
 
 def _cifar_resnet(depth: int) -> Callable[[ModelConfig, Shape, int], nn.Module]:
-    return lambda config, shape, num_classes: CifarResNet(depth, shape[0], num_classes)
+    return lambda _config, shape, num_classes: CifarResNet(depth, shape[0], num_classes)
 
 
 MODELS: dict[str, Callable[[ModelConfig, Shape, int], nn.Module]] = {
@@ -191,7 +192,9 @@ def _torchvision_classifier(name: str, spec: ModelSpec) -> nn.Module:
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     except ValueError as error:  # e.g. an image size that is not a multiple of the patch size
-        raise ConfigError([("model.name", f"{name} cannot be built for images {spec.sample_shape}: {error}")]) from error
+        raise ConfigError(
+            [("model.name", f"{name} cannot be built for images {spec.sample_shape}: {error}")]
+        ) from error
     return model
 
 

@@ -20,7 +20,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     layers = svd_layers(model).values()
     factors = {id(factor) for layer in layers for factor in (layer.u, layer.vt)}
     values = {id(layer.s) for layer in layers}
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         weight = parameter.ndim >= 2 and id(parameter) not in factors
         (decayed if weight or id(parameter) in values else free).append(parameter)

@@ -1,8 +1,8 @@
 """The recipe of SVD training, stage by stage (Yang et al., CVPR-W 2020, section 3.3), and its dense baseline.
 
 1. `pretrain`: the decomposed network at full rank, without sparsity: depends on model, data and decomposition only.
-2. `regularize`: goes on from stage 1 with a sparsity penalty on s; after each epoch the network is pruned on a copy, and
-   the pruned copy is what `val_accuracy` and `macs` speak of.
+2. `regularize`: goes on from stage 1 with a sparsity penalty on s; after each epoch a copy of the network is pruned, and
+   the copy is what `val_accuracy` and `macs` speak of.
 3. `finetune`: prunes stage 2's network and trains the ordinary low-rank network that will be deployed.
 
 Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves `model.pt` there, resumes from
@@ -10,7 +10,7 @@ Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ class Setting:
     spec: ModelSpec
     data: ImageData
     training: TrainingConfig
-    factorization: FactorizationConfig = FactorizationConfig()
-    device: torch.device = torch.device("cpu")
+    factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def dense_cost(self) -> Cost:
@@ -164,7 +164,7 @@ def _run(
         yield from _recorded(model_file, stage)
         return
     model, form = start()
-    model = model.to(setting.device, memory_format=torch.channels_last)
+    model = model.to(setting.device).to(memory_format=torch.channels_last)
     setting = replace(setting, data=setting.data.to(setting.device))
     penalty = None if method is None else Penalty(model, method)
 
@@ -189,7 +189,7 @@ def _recorded(model_file: Path, stage: Stage) -> Iterator[EpochResult]:
 
 
 def _evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
-    """Validation metrics and cost of an ordinary or full-rank model; a full-rank one is deployed dense, at dense cost."""
+    """Validation metrics and cost of an ordinary model, or of a full-rank one, which is deployed dense, at dense cost."""
     scores = evaluate_split(model, setting.data, setting.training.dtype)
     dense = setting.dense_cost
     cost = dense if svd_layers(model) else measure_cost(model, setting.spec.sample_shape)

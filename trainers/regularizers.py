@@ -65,7 +65,7 @@ class _GramDefect(torch.autograd.Function):
 def orthogonality(a: Tensor) -> Tensor:
     """L_o(A) = ||A A^T - I||_F^2 / r^2 over the smaller side of A (..., m, n), r = min(m, n); the result is (...)."""
     wide = a if a.shape[-2] <= a.shape[-1] else a.mT
-    return cast(Tensor, _GramDefect.apply(wide))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _GramDefect.apply(wide))
 
 
 class Penalty:
@@ -81,13 +81,13 @@ class Penalty:
     def __call__(self) -> Tensor:
         """Return strength * sum R(s) + orthogonality_weight * sum (L_o(U) + L_o(V)), a scalar."""
         method = self._method
-        total = torch.zeros((), device=self._values[0][0].device) if self._values else torch.zeros(())
+        total = torch.zeros(())
         if method.orthogonality_weight > 0:
-            total = total + method.orthogonality_weight * sum(
-                orthogonality(torch.stack(group)).sum() for group in self._factors
-            )
+            for group in self._factors:
+                total = method.orthogonality_weight * orthogonality(torch.stack(group)).sum() + total
         if method.strength > 0:
-            total = total + method.strength * sum(self._sparsity(torch.stack(group)).sum() for group in self._values)
+            for group in self._values:
+                total = method.strength * self._sparsity(torch.stack(group)).sum() + total
         return total
 
     @torch.no_grad()
@@ -95,14 +95,12 @@ class Penalty:
         """Return the mean over all U and V of ||A A^T - I||_F / sqrt(r): 0 where orthonormal, 1 at A = 0; a scalar."""
         if not self._factors:
             return torch.zeros(())
-        errors = [
-            (orthogonality(torch.stack(group)) * min(group[0].shape)).sqrt().flatten() for group in self._factors
-        ]
+        errors = [(orthogonality(torch.stack(group)) * min(group[0].shape)).sqrt().flatten() for group in self._factors]
         return torch.cat(errors).mean()
 
 
-def _by_shape(tensors: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    groups: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+def _by_shape(tensors: Iterable[nn.Parameter]) -> list[list[Tensor]]:
+    groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         groups[tuple(tensor.shape)].append(tensor)
     return list(groups.values())

@@ -1,8 +1,8 @@
 """Rules on settings: declared once beside the field, enforced wherever the setting comes from.
 
 A field is written `epochs: Annotated[int, at_least(1)] = 20`. `Section.__post_init__` checks every rule of a dataclass
-built in Python; pydantic, where a YAML file is read, finds the same rule through `__get_pydantic_core_schema__`, so that
-a file's errors carry their path.
+built in Python; pydantic, which reads YAML files, finds the same rule through `__get_pydantic_core_schema__`, so that a
+file's errors carry their path.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Model files: what a network is, its weights, and how it was trained; read back without the code that trained it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class ModelForm:
     """In which form a network's layers are: dense, decomposed (`decomposition` set) or deployed (`layers` set too)."""
 
     decomposition: Decomposition | None = None
-    factorization: FactorizationConfig = FactorizationConfig()
+    factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     layers: tuple[DeployedLayer, ...] | None = None
 
 

@@ -33,8 +33,8 @@ class LayerReport:
 class LayerGeometry:
     """Sizes one layer sees in one forward pass of one sample.
 
-    `calls` counts how often it runs; `positions` are the output positions of all calls together (1 for a linear layer on
-    a vector, H' W' for a convolution); `wide_positions` are H' W, the positions of a vertical kh x 1 convolution.
+    `calls` counts how often it runs; `positions` are the output positions of all calls (1 for a linear layer on a vector,
+    H' W' for a convolution); `wide_positions` are H' W, the positions of a vertical kh x 1 convolution.
     """
 
     calls: int = 0
@@ -98,9 +98,7 @@ def layer_geometry(model: nn.Module, sample_shape: tuple[int, ...]) -> dict[str,
                 positions, wide = output.shape[2] * output.shape[3], output.shape[2] * inputs[0].shape[3]
             else:
                 positions = wide = output.numel() // output.shape[-1]
-            found[name] = LayerGeometry(
-                before.calls + 1, before.positions + positions, before.wide_positions + wide
-            )
+            found[name] = LayerGeometry(before.calls + 1, before.positions + positions, before.wide_positions + wide)
 
         return hook
 
@@ -118,11 +116,7 @@ def _reasons(model: nn.Module, sample_shape: tuple[int, ...], config: Factorizat
     """For every module with parameters of its own: why it stays as it is, or "" where it is to be factorized."""
     candidates = [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
     geometry = layer_geometry(model, sample_shape)
-    uses = Counter(
-        id(parameter)
-        for module in model.modules()
-        for parameter in module.parameters(recurse=False)
-    )
+    uses = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     reasons = {}
     for name, module in model.named_modules():
         if not list(module.parameters(recurse=False)):
