@@ -164,7 +164,7 @@ def _torchvision(class_name: str) -> Callable[[DataConfig, Split], RawImages]:
         root = Path(config.root).expanduser()
         try:
             data = getattr(torchvision.datasets, class_name)(root, train=split == "train", download=config.download)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, AssertionError) as error:
             raise DataError(
                 f"{class_name} must be readable under data.root={str(root)!r}, but: {error} Set data.download: true to "
                 "fetch it, or put torchvision's files there"

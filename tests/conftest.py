@@ -1,0 +1,53 @@
+"""What all tests share. Everything runs for real: torch, Ray, Optuna, MLflow on SQLite, files on disk."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.config import FinetuneConfig, SearchConfig, SweepConfig
+from orchestrator.ray_session import prepare_environment
+from trainers.config import DataConfig, ModelConfig, TrainingConfig
+from trainers.data import ImageData, load_train_validation
+
+for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(name, None)  # a developer's own servers are not for tests
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    return load_train_validation(DataConfig("digits", validation_fraction=0.2))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster of two CPUs for all tests that ask for it; `ray_session` finds it and leaves it running."""
+    prepare_environment()
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def small_sweep() -> SweepConfig:
+    """A sweep of seconds: four trials of two epochs, one after the other."""
+    return SweepConfig(
+        name="small",
+        model=ModelConfig("tiny"),
+        data=DataConfig("digits", validation_fraction=0.2),
+        search_space="spaces:quick",
+        training=TrainingConfig(batch_size=64, pretrain_epochs=2, epochs=2, learning_rate=2e-3),
+        search=SearchConfig(num_trials=4, max_concurrent=1),
+        finetune=FinetuneConfig(num_models=2, epochs=1),
+    )

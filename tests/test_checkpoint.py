@@ -1,0 +1,97 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from trainers.atomic import atomic_file
+from trainers.checkpoint import read_payload, require_same_config, write_payload
+from trainers.errors import CheckpointError
+from trainers.optimizers import learning_rate_at, make_optimizer
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/rankfront-was-here",)
+
+
+def test_what_is_written_is_read(tmp_path):
+    content = {"tensor": torch.arange(3), "config": {"a": [1, None, "x"], "b": 0.5}}
+    write_payload(tmp_path / "deep" / "file.pt", "model", content)
+    found = read_payload(tmp_path / "deep" / "file.pt", "model")
+    assert torch.equal(found["tensor"], content["tensor"])
+    assert found["config"] == content["config"]
+    assert os.listdir(tmp_path / "deep") == ["file.pt"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "file.pt"
+    write_payload(path, "model", {"value": 1})
+
+    def interrupted():
+        with atomic_file(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert read_payload(path, "model")["value"] == 1
+    assert os.listdir(tmp_path) == ["file.pt"]
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save({"format": "rankfront", "version": 1, "kind": "model", "x": Malicious()}, path)
+    with pytest.raises(CheckpointError, match="damaged or foreign"):
+        read_payload(path, "model")
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(CheckpointError, match="damaged or foreign"):
+        read_payload(path, "model")
+    assert not os.path.exists("/tmp/rankfront-was-here")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 40, 200, -1])
+def test_a_truncated_file_is_one_clear_error(tmp_path, keep):
+    path = tmp_path / "file.pt"
+    write_payload(path, "model", {"tensor": torch.zeros(100)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"file\.pt"):
+        read_payload(path, "model")
+
+
+def test_settings_that_differ_are_named():
+    require_same_config("file.pt", {"a": 1}, {"a": 1})
+    with pytest.raises(CheckpointError, match="a: 1 there, 2 here, b: None there, 3 here"):
+        require_same_config("file.pt", {"a": 1}, {"a": 2, "b": 3})
+
+
+class TestSchedules:
+    def rates(self, **changes):
+        from trainers.config import TrainingConfig
+
+        config = TrainingConfig(learning_rate=0.1, **changes)
+        return [learning_rate_at(progress / 8, config) for progress in range(8)]
+
+    def test_known_values(self):
+        assert self.rates(schedule="constant") == [0.1] * 8
+        assert self.rates(schedule="step") == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+        assert self.rates(schedule="step", milestones=(0.25,), decay=0.5) == pytest.approx([0.1] * 2 + [0.05] * 6)
+        cosine = self.rates(schedule="cosine")
+        assert (cosine[0], cosine[4]) == pytest.approx((0.1, 0.05))
+        assert cosine == sorted(cosine, reverse=True)
+
+
+def test_weight_decay_acts_on_weights_and_singular_values_only():
+    from trainers.config import TrainingConfig
+    from trainers.surgery import factorize
+
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten(), torch.nn.Linear(8, 2)
+    )
+    factorize(model, "channel", (1, 4, 4))
+    model.append(torch.nn.Linear(2, 2))
+    decayed, free = make_optimizer(model, TrainingConfig(weight_decay=0.1)).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in decayed["params"]} == {"0.s", "3.s", "4.weight"}
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0)

@@ -1,0 +1,178 @@
+"""The command line as a user runs it: a process of its own, killed and interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.paths import SweepPaths
+from orchestrator.records import read_records
+
+RANKFRONT = str(Path(sys.executable).parent / "rankfront")
+CONFIG = """
+name: cli
+model: {name: tiny}
+data: {name: digits, validation_fraction: 0.2}
+search_space: spaces:quick
+training: {batch_size: 64, pretrain_epochs: 2, epochs: 30, learning_rate: 2.0e-3}
+search: {num_trials: 4, max_concurrent: 2}
+finetune: {num_models: 2, epochs: 2}
+"""
+LIMIT_S = 240
+
+
+def rankfront(*arguments, **options):
+    return subprocess.run(
+        [RANKFRONT, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=LIMIT_S, **options
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "cli.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_validate_prints_the_resolved_config_and_trains_nothing(config, tmp_path):
+    done = rankfront("validate", config, "--set", "search.num_trials=9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "num_trials: 9" in done.stdout
+    assert "decompositions: channel" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["cli.yaml"]
+
+
+def test_errors_have_no_traceback_and_exit_code_2(config, tmp_path):
+    config.write_text(CONFIG + "nonsense: 1\n")
+    done = rankfront("sweep", config, "--set", "search.seed=-1", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "The configuration is not valid:",
+        f"  {config}: search.seed: must be >= 0, but got -1",
+        f"  {config}:9: nonsense: unknown key 'nonsense'; known: name, model, data, search_space, factorization, "
+        "training, search, finetune, resources",
+    ]
+    assert not (tmp_path / "out").exists()
+    done = rankfront("front", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert "must be the output directory of a sweep" in done.stderr
+    done = rankfront("ui", tmp_path)
+    assert (done.returncode, "mlflow.db" in done.stderr) == (2, True)
+
+
+def wait_for(condition, process, what):
+    for _ in range(LIMIT_S * 10):
+        if condition():
+            return
+        assert process.poll() is None, f"ended with {process.returncode} before {what}"
+        time.sleep(0.1)
+    raise AssertionError(f"not within {LIMIT_S} s: {what}")
+
+
+def mid_search(output):
+    """Some trial has ended and another has written a checkpoint."""
+    done = list(output.glob("runs/trial-*/model.pt"))
+    return done and list(output.glob("runs/trial-*/checkpoint.pt"))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, tmp_path, ending):
+    output = tmp_path / "out"
+    command = [RANKFRONT, "sweep", str(config), "--output", str(output)]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for(lambda: mid_search(output), process, "a trial has ended")
+            process.send_signal(ending)
+            code = process.wait(LIMIT_S)
+        finally:
+            process.kill()
+    printed = (tmp_path / "log").read_text()
+    if ending == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 130, printed
+        assert f"Go on with:\n  rankfront sweep {config} --output {output}" in printed
+        assert "Traceback" not in printed
+    ended = {record.name: record for record in read_records(SweepPaths(output).results)}
+    finished_files = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/model.pt")}
+
+    done = rankfront("sweep", config, "--output", output)
+    assert done.returncode == 0, done.stderr
+    records = {record.name: record for record in read_records(SweepPaths(output).results)}
+    trials = [name for name, record in records.items() if record.stage == "trial"]
+    assert len(trials) == 4
+    assert {record.state for record in records.values()} == {"COMPLETE"}
+    assert all(records[name] == record for name, record in ended.items())
+    assert all(path.stat().st_mtime_ns == changed for path, changed in finished_files.items())
+    assert_mlflow_agrees(output, records)
+
+    shown = rankfront("front", output, "--json")
+    points = json.loads(shown.stdout)
+    assert points == json.loads((output / "front.json").read_text())
+    assert {point["name"] for point in points["finalists"]} == {n for n, r in records.items() if r.stage == "finetune"}
+    assert "Finalists, after fine-tuning" in rankfront("front", output).stdout
+
+
+def assert_mlflow_agrees(output, records):
+    """One run each, finished, with each epoch once: nothing lost, nothing double."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("cli").experiment_id])
+    names = sorted(run.data.tags["mlflow.runName"] for run in runs)
+    assert names == sorted([*records, "cli"])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for record in records.values():
+        history = client.get_metric_history(record.run_id, "val_accuracy")
+        assert [metric.step for metric in history] == list(range(1, record.epochs + 1))
+        assert history[-1].value == record.val_accuracy
+
+
+@pytest.mark.ray
+def test_a_worker_that_is_killed_is_replaced_and_goes_on_from_its_checkpoint(config, tmp_path):
+    """The trial's process dies; the trial does not, and its epochs are trained once."""
+    output = tmp_path / "out"
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [RANKFRONT, "sweep", str(config), "--output", str(output), "--set", "search.num_trials=2"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: list(output.glob("runs/trial-*/checkpoint.pt")), process, "a trial has begun")
+            os.kill(trial_worker(process.pid), signal.SIGKILL)
+            code = process.wait(LIMIT_S)
+        finally:
+            process.kill()
+    assert code == 0, (tmp_path / "log").read_text()
+    records = {record.name: record for record in read_records(SweepPaths(output).results)}
+    assert {record.state for record in records.values()} == {"COMPLETE"}
+    assert_mlflow_agrees(output, records)
+
+
+def trial_worker(driver):
+    """The process id of one of Tune's actors below `driver`, found by its title."""
+    children = {}
+    titles = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(folder.name))
+    below, queue = [], [driver]
+    while queue:
+        queue += (found := children.get(queue.pop(), []))
+        below += found
+    return next(pid for pid in below if titles[pid].startswith("ray::ImplicitFunc"))

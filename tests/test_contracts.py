@@ -1,0 +1,163 @@
+"""What every entry of a dict of parts must do: a new entry is tested by being there."""
+
+import copy
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.searcher import probe_search_space
+from search_spaces import SEARCH_SPACES, find_search_space
+from trainers.config import ModelConfig, SVDTrainingConfig, TrainingConfig, apply_settings
+from trainers.cost import measure_cost
+from trainers.data import DATASETS
+from trainers.deploy import prune_by_energy
+from trainers.errors import ConfigError
+from trainers.models import MODELS, ModelSpec, build_model, model_names
+from trainers.regularizers import SPARSITY
+from trainers.surgery import factorize
+
+# one of each family, small or with layers that others do not have; the rest under `slow`
+TORCHVISION = ["googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t"]
+
+
+def spec_of(name):
+    channels, side = (1, 28) if name in ("mlp", "lenet5", "tiny") else (3, 32)
+    if name not in MODELS:
+        side = 224
+    return ModelSpec(ModelConfig(name), (channels, side, side), 7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestModels:
+    def test_maps_images_to_logits(self, name):
+        spec = spec_of(name)
+        assert build_model(spec)(torch.zeros(2, *spec.sample_shape)).shape == (2, 7)
+
+    def test_initial_weights_come_from_the_seed(self, name):
+        states = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            states.append(build_model(spec_of(name)).state_dict())
+        first, again, other = states
+        assert all(torch.equal(first[key], again[key]) for key in first)
+        assert any(not torch.equal(first[key], other[key]) for key in first)
+
+    def test_train_and_eval_have_the_same_layers(self, name):
+        model = build_model(spec_of(name))
+        before = str(model.train())
+        assert str(model.eval()) == before
+
+
+def check_conversion(name, decomposition):
+    """The model converts without a change of output, accounts for every parameter, prunes and deploys."""
+    spec = spec_of(name)
+    torch.manual_seed(0)
+    model = build_model(spec).double().eval()
+    x = torch.randn(1, *spec.sample_shape, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        params = sum(parameter.numel() for parameter in model.parameters())
+        reports = factorize(model, decomposition, spec.sample_shape)
+        torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+        assert sum(report.params for report in reports) == params
+        assert any(report.status == "factorized" for report in reports)
+        dense = measure_cost(build_model(spec), spec.sample_shape)
+        pruned = prune_by_energy(model, 0.5, spec.sample_shape)
+        cost = measure_cost(pruned.model, spec.sample_shape)
+        assert cost.macs < dense.macs
+        assert pruned.model(x).shape == expected.shape
+
+
+@pytest.mark.parametrize("decomposition", ["channel", "spatial"])
+@pytest.mark.parametrize("name", MODELS)
+def test_our_models_convert_prune_and_deploy(name, decomposition):
+    check_conversion(name, decomposition)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_classifiers_convert_prune_and_deploy(name):
+    check_conversion(name, "spatial")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16"])
+def test_large_torchvision_classifiers_convert_prune_and_deploy(name):
+    check_conversion(name, "channel")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in model_names() if name not in [*MODELS, *TORCHVISION]])
+def test_every_torchvision_classifier_builds_on_shapes(name):
+    """Those of over 150 million parameters too; weights are not computed."""
+    spec = spec_of(name)
+    with torch.device("meta"):
+        model = build_model(spec)
+        reports = factorize(model, "channel", spec.sample_shape)
+    assert any(report.status == "factorized" for report in reports)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet18", "vit_b_16"])
+def test_a_model_that_does_not_fit_the_images_is_an_error(name):
+    with pytest.raises(ConfigError, match=r"model\.name"):
+        build_model(ModelSpec(ModelConfig(name), (1, 9, 9), 10))
+
+
+def test_an_unknown_model_is_an_error_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="did you mean 'resnet20'"):
+        ModelConfig("resnet_20")
+
+
+@pytest.mark.parametrize("name", SPARSITY)
+class TestRegularizers:
+    def test_is_zero_at_zero_not_negative_and_batched(self, name):
+        regularizer = SPARSITY[name]
+        s = torch.rand(4, 6, dtype=torch.float64)
+        assert regularizer(torch.zeros(6)).item() == 0
+        assert (regularizer(s) >= 0).all()
+        torch.testing.assert_close(regularizer(s), torch.stack([regularizer(row) for row in s]))
+
+    def test_does_not_care_about_signs_and_order(self, name):
+        s = torch.rand(6, dtype=torch.float64)
+        torch.testing.assert_close(SPARSITY[name](-s.flip(0)), SPARSITY[name](s))
+
+    def test_a_step_down_its_gradient_makes_the_spectrum_sparser(self, name):
+        s = torch.tensor([3.0, 1.0, 0.5], requires_grad=True)
+        SPARSITY[name](s).backward()
+        stepped = (s - 0.05 * s.grad).detach()
+        assert stepped[2] / stepped[0] < s[2] / s[0]
+
+
+@pytest.mark.parametrize("name", SEARCH_SPACES)
+class TestSearchSpaces:
+    def test_settings_are_valid_for_any_draw_and_repeat_from_their_parameters(self, name):
+        space = SEARCH_SPACES[name]
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(0))
+        for _ in range(50):
+            trial = study.ask()
+            settings = space(trial)
+            training, method = apply_settings(settings, TrainingConfig(), SVDTrainingConfig())
+            assert 0 < method.energy < 1
+            assert training.learning_rate > 0
+            assert space(optuna.trial.FixedTrial(trial.params)) == settings
+            study.tell(trial, [0.5, 1.0])
+
+    def test_the_decompositions_are_found(self, name):
+        assert set(probe_search_space(find_search_space(name))) == {"channel", "spatial"}
+
+
+def test_every_data_set_is_a_name_a_config_takes():
+    from trainers.config import DataConfig
+
+    for name in DATASETS:
+        assert DataConfig(name, image_size=8).name == name
+
+
+def test_copies_of_a_decomposed_model_are_independent():
+    model = nn.Sequential(nn.Linear(3, 3))
+    factorize(model, "channel", (3,))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].s.zero_()
+    assert model[0].s.abs().sum() > 0

@@ -1,0 +1,70 @@
+"""Who may import whom: trainers know nothing of Ray, Optuna and MLflow, and MLflow has one importer."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+FOREIGN = {"ray", "optuna", "mlflow"}
+
+
+def imports(path):
+    """All modules a file imports, with whether it does so for type checking only."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in typing_only
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, id(node) in typing_only
+
+
+def found(pytestconfig, package):
+    for path in sorted((pytestconfig.rootpath / package).rglob("*.py")):
+        for module, typing_only in imports(path):
+            yield path.name, module.partition(".")[0], typing_only
+
+
+def test_trainers_import_nothing_of_the_other_packages(pytestconfig):
+    modules = {module for _, module, _ in found(pytestconfig, "trainers")}
+    assert not modules & (FOREIGN | {"orchestrator", "search_spaces"})
+    assert "torch" in modules  # the walk finds imports at all
+
+
+def test_search_spaces_import_optuna_for_type_checking_only(pytestconfig):
+    modules = {module for _, module, typing_only in found(pytestconfig, "search_spaces") if not typing_only}
+    assert not modules & (FOREIGN | {"orchestrator"})
+
+
+def test_mlflow_has_one_importer(pytestconfig):
+    files = {name for name, module, _ in found(pytestconfig, "orchestrator") if module == "mlflow"}
+    assert files == {"tracking.py"}
+
+
+@pytest.mark.parametrize("package", ["trainers", "search_spaces"])
+def test_the_package_loads_without_the_others_installed(package):
+    code = f"""
+import sys
+for name in {sorted(FOREIGN)}:
+    sys.modules[name] = None  # an import of it raises
+import importlib, pkgutil, {package}
+for module in pkgutil.iter_modules({package}.__path__, "{package}."):
+    importlib.import_module(module.name)
+loaded = {{name.partition(".")[0] for name, module in sys.modules.items() if module is not None}}
+assert not loaded & {FOREIGN | {"orchestrator", "pydantic"}!r}, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_files_stay_small(pytestconfig):
+    for package in ("trainers", "search_spaces", "orchestrator"):
+        for path in (pytestconfig.rootpath / package).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path

@@ -1,0 +1,93 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.front import sweep_front
+from orchestrator.objectives import front_hypervolume, front_of
+from orchestrator.pipeline import pick_finalists
+from orchestrator.records import SCHEMA, RunRecord, read_records, write_records
+from trainers.errors import SweepError
+
+
+def trial(number, accuracy, macs, **changes):
+    ratio = None if macs is None else macs / 1000
+    fields = {"settings": '{"decomposition": "channel"}', "trial_number": number, "state": "COMPLETE", "params": 10}
+    fields |= {"val_accuracy": accuracy, "macs": macs, "macs_ratio": ratio, "params_ratio": 0.5}
+    return RunRecord(**{"name": f"trial-{number:04d}", "stage": "trial", "run_id": f"id{number}", **fields, **changes})
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+records = st.builds(
+    RunRecord,
+    name=text,
+    stage=st.sampled_from(["pretrain", "trial", "finetune", "dense"]),
+    state=st.sampled_from(["COMPLETE", "FAIL"]),
+    run_id=text,
+    macs=st.none() | st.integers(0, 2**62),
+    val_accuracy=st.none() | st.floats(allow_nan=False),
+    layers=st.none() | st.lists(text),
+    ranks=st.none() | st.lists(st.integers(1, 2**31 - 1)),
+    error=st.none() | text,
+)
+
+
+@given(st.lists(records, max_size=5))
+def test_records_survive_the_table(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("table") / "results.parquet"
+    write_records(rows, path)
+    assert read_records(path) == rows
+    assert pq.read_schema(path).equals(SCHEMA)
+    assert [file.name for file in path.parent.iterdir()] == ["results.parquet"]
+
+
+def test_a_table_that_is_missing_damaged_or_foreign(tmp_path):
+    path = tmp_path / "results.parquet"
+    with pytest.raises(SweepError, match=r"must be the output directory of a sweep, but has no results\.parquet"):
+        read_records(path)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(SweepError, match="readable parquet"):
+        read_records(path)
+    pq.write_table(pa.table({"name": ["x"]}), path)
+    with pytest.raises(SweepError, match="this version's columns"):
+        read_records(path)
+
+
+def test_the_front_leaves_out_failed_and_dominated_trials_and_repeats():
+    rows = [
+        trial(0, 0.9, 500),
+        trial(1, 0.8, 600),
+        trial(2, 0.7, 100),
+        trial(3, 0.99, 50, state="FAIL"),
+        trial(4, None, None),
+        trial(5, 0.9, 500),
+        trial(6, float("nan"), 1),
+    ]
+    assert [row.name for row in front_of(rows)] == ["trial-0002", "trial-0000"]
+    assert front_hypervolume(rows) == pytest.approx(0.9 * 0.5 + 0.7 * 0.4)
+
+
+def test_finalists_are_spread_and_keep_their_settings():
+    rows = [trial(i, 0.5 + i / 100, 10 * 2**i) for i in range(6)]
+    jobs = pick_finalists(rows, 3)
+    assert len(jobs) == 3
+    assert all(job.stage == "trial" and job.settings == {"decomposition": "channel"} for job in jobs)
+    assert len(pick_finalists(rows, 99)) == 6
+
+
+def test_a_search_of_which_every_trial_failed_ends_with_the_last_reason():
+    with pytest.raises(SweepError, match=r"(?s)at least one of 1 trials must be complete.*RuntimeError: why"):
+        pick_finalists([trial(0, None, None, state="FAIL", error="RuntimeError: why")], 3)
+
+
+def test_points_of_the_front_as_json():
+    tuned = trial(7, 0.95, 100, stage="finetune", name="finetune-0002", source="trial-0002", test_accuracy=0.94)
+    dense = trial(8, 0.97, 1000, stage="dense", name="dense", test_accuracy=0.96)
+    found = sweep_front([trial(2, 0.7, 100), tuned, dense]).as_json()
+    keys = {"name", "run_id", "val_accuracy", "macs", "macs_ratio", "params", "params_ratio"}
+    assert found.keys() == {"dense", "front", "finalists"}
+    assert found["dense"].keys() == found["finalists"][0].keys() == keys | {"test_accuracy"}
+    assert found["front"][0].keys() == keys
+    assert found["finalists"][0]["test_accuracy"] == 0.94
+    assert sweep_front([]).as_json() == {"dense": None, "front": [], "finalists": []}

@@ -1,0 +1,229 @@
+"""The whole job on digits: real Ray, real Optuna, real MLflow, real training."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from rich.console import Console
+
+from orchestrator.config import load_config
+from orchestrator.paths import SweepPaths
+from orchestrator.pipeline import run_sweep
+from orchestrator.records import read_records
+from orchestrator.searcher import open_study
+from trainers.config import DataConfig
+from trainers.cost import measure_cost
+from trainers.data import load_test
+from trainers.errors import ConfigError, DataError, SweepError
+from trainers.recipe import evaluate_model_file
+from trainers.saved_model import load_model
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+# what differs between two equal sweeps: when and how long they ran, and MLflow's ids
+NOT_COMPARED = ("run_id", "duration_s", "ended_at_s")
+
+
+def run(config, output):
+    with open(output.with_suffix(".log"), "w") as log:
+        return run_sweep(config, output, Console(file=log))
+
+
+def comparable(output):
+    rows = [asdict(record) for record in read_records(SweepPaths(output).results)]
+    return sorted(
+        ({key: value for key, value in row.items() if key not in NOT_COMPARED} for row in rows),
+        key=lambda row: row["name"],
+    )
+
+
+def study_states(output):
+    return [trial.state for trial in open_study(SweepPaths(output).study, "small", 0).trials]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ray_cluster):
+    """A finished sweep: its output directory and what it returned."""
+    output = tmp_path_factory.mktemp("finished") / "sweep"
+    config = load_config_of_small_sweep()
+    return output, config, run(config, output)
+
+
+def load_config_of_small_sweep():
+    from orchestrator.config import FinetuneConfig, SearchConfig, SweepConfig
+    from trainers.config import ModelConfig, TrainingConfig
+
+    return SweepConfig(
+        name="small",
+        model=ModelConfig("tiny"),
+        data=DataConfig("digits", validation_fraction=0.2),
+        search_space="spaces:quick",
+        training=TrainingConfig(batch_size=64, pretrain_epochs=2, epochs=2, learning_rate=2e-3),
+        search=SearchConfig(num_trials=4, max_concurrent=1),
+        finetune=FinetuneConfig(num_models=2, epochs=1),
+    )
+
+
+class TestFinishedSweep:
+    def test_every_run_is_one_complete_row(self, finished):
+        output, _, front = finished
+        rows = {row["name"]: row for row in comparable(output)}
+        trials = [f"trial-{number:04d}" for number in range(4)]
+        finetunes = [point.name for point in front.finalists]
+        assert sorted(rows) == sorted(["pretrain-channel", *trials, *finetunes, "dense"])
+        assert 1 <= len(finetunes) <= 2
+        assert {row["state"] for row in rows.values()} == {"COMPLETE"}
+        assert rows["dense"]["epochs"] == 2 + 2 + 1
+        assert rows[trials[0]]["source"] == "pretrain-channel"
+        assert rows[trials[0]]["layers"] == ["0", "3", "6", "11"]
+        assert len(rows[trials[0]]["ranks"]) == 4
+        assert rows[finetunes[0]]["source"] == finetunes[0].replace("finetune", "trial")
+
+    def test_the_test_split_is_seen_by_the_final_stage_alone(self, finished):
+        output, _, _ = finished
+        tested = {row["stage"] for row in comparable(output) if row["test_accuracy"] is not None}
+        assert tested == {"finetune", "dense"}
+        assert all(row["test_accuracy"] is not None for row in comparable(output) if row["stage"] in tested)
+
+    def test_reported_figures_are_those_of_the_saved_models(self, finished, digits):
+        output, config, front = finished
+        test = load_test(config.data, digits)
+        for point in [*front.finalists, front.dense]:
+            file = SweepPaths(output).run(point.name) / "model.pt"
+            cost = measure_cost(load_model(file).model, (1, 8, 8))
+            assert (cost.macs, cost.params) == (point.macs, point.params)
+            assert evaluate_model_file(file, test, torch.device("cpu"))["accuracy"] == point.test_accuracy
+            assert point.macs_ratio == point.macs / front.dense.macs
+
+    def test_the_study_has_each_trial_complete(self, finished):
+        output, _, _ = finished
+        assert study_states(output) == [TrialState.COMPLETE] * 4
+
+    def test_mlflow_has_the_same_runs_metrics_and_tags(self, finished):
+        output, _, front = finished
+        state = json.loads(SweepPaths(output).state.read_text())
+        client = MlflowClient(state["tracking_uri"])
+        assert state["tracking_uri"] == f"sqlite:///{output}/mlflow.db"
+        experiment = client.get_experiment_by_name("small")
+        runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
+        records = {record.name: record for record in read_records(SweepPaths(output).results)}
+        assert runs.keys() == records.keys() | {"small"}
+        assert runs["small"].info.run_id == state["parent_run_id"]
+        assert {"config.yaml", "front.json", "results.parquet"} <= {
+            item.path for item in client.list_artifacts(state["parent_run_id"])
+        }
+        for name, record in records.items():
+            found = runs[name]
+            assert (found.info.run_id, found.info.status) == (record.run_id, "FINISHED")
+            assert found.data.tags["mlflow.parentRunId"] == state["parent_run_id"]
+            assert found.data.tags["stage"] == record.stage
+            for key in ("val_accuracy", "train_loss", "macs", "macs_ratio", "params"):
+                assert found.data.metrics[key] == getattr(record, key)
+            steps = [metric.step for metric in client.get_metric_history(record.run_id, "val_accuracy")]
+            assert steps == list(range(1, record.epochs + 1))
+        trial = runs["trial-0000"].data
+        assert trial.metrics["rank/3"] == records["trial-0000"].ranks[1]
+        assert trial.params["energy"] == str(records["trial-0000"].energy)
+        assert {"orthogonality_error", "rank_ratio"} <= trial.metrics.keys()
+        pareto = {name for name, found in runs.items() if found.data.tags.get("pareto") == "true"}
+        assert pareto >= {point.name for point in front.front}
+        finetune = runs[front.finalists[0].name].data.tags
+        assert finetune["source_run_id"] == records[front.finalists[0].name.replace("finetune", "trial")].run_id
+
+    def test_running_it_again_trains_nothing_and_finds_the_same(self, finished):
+        output, config, front = finished
+        before = comparable(output)
+        files = {path: path.stat().st_mtime_ns for path in SweepPaths(output).root.glob("runs/*/model.pt")}
+        assert run(config, output) == front
+        assert comparable(output) == before
+        assert {path: path.stat().st_mtime_ns for path in files} == files
+
+    def test_the_same_seed_gives_the_same_trials_and_bit_identical_results(self, finished, tmp_path):
+        output, config, _ = finished
+        run(config, tmp_path / "again")
+        assert comparable(tmp_path / "again") == comparable(output)
+
+    def test_another_configuration_is_refused_in_its_directory(self, finished):
+        output, config, _ = finished
+        other = replace(config, training=replace(config.training, epochs=3))
+        with pytest.raises(SweepError, match=r"training\.epochs: 2 there, 3 here\); use another --output"):
+            run(other, output)
+        assert load_config(SweepPaths(output).config) == config
+
+    def test_more_trials_extend_it(self, finished, tmp_path):
+        import shutil
+
+        output, config, _ = finished
+        copied = tmp_path / "longer"
+        shutil.copytree(output, copied)
+        run(replace(config, search=replace(config.search, num_trials=6)), copied)
+        rows = comparable(copied)
+        assert [row["name"] for row in rows if row["stage"] == "trial"] == [f"trial-{i:04d}" for i in range(6)]
+        kept = [row for row in rows if row["name"] <= "trial-0003" and row["stage"] == "trial"]
+        assert kept == [row for row in comparable(output) if row["stage"] == "trial"]
+
+
+def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, tmp_path):
+    output = tmp_path / "nan"
+    front = run(replace(small_sweep, search_space="spaces:sometimes_diverges"), output)
+    rows = {row["name"]: row for row in comparable(output)}
+    assert {rows[name]["state"] for name in ("trial-0000", "trial-0002")} == {"FAIL"}
+    assert "NonFiniteError: the loss must stay finite" in rows["trial-0000"]["error"]
+    assert {rows[name]["state"] for name in ("trial-0001", "trial-0003")} == {"COMPLETE"}
+    assert study_states(output) == [TrialState.FAIL, TrialState.COMPLETE] * 2
+    assert {point.name for point in front.front} <= {"trial-0001", "trial-0003"}
+    assert front.finalists
+    state = json.loads(SweepPaths(output).state.read_text())
+    client = MlflowClient(state["tracking_uri"])
+    failed = {record.name: record for record in read_records(SweepPaths(output).results)}["trial-0000"]
+    found = client.get_run(failed.run_id)
+    assert found.info.status == "FAILED"
+    assert "NonFiniteError" in found.data.tags["error"]
+    assert found.data.tags["state"] == "FAIL"
+
+
+def test_a_sweep_of_which_all_trials_fail_says_why(small_sweep, tmp_path):
+    config = replace(
+        small_sweep, search_space="spaces:always_diverges", search=replace(small_sweep.search, num_trials=2)
+    )
+    with pytest.raises(SweepError, match=r"(?s)all failed.*NonFiniteError"):
+        run(config, tmp_path / "fails")
+    assert study_states(tmp_path / "fails") == [TrialState.FAIL] * 2
+
+
+def test_stage_one_that_fails_stops_the_sweep_with_its_reason(small_sweep, tmp_path):
+    config = replace(small_sweep, training=replace(small_sweep.training, learning_rate=1e30))
+    with pytest.raises(SweepError, match=r"(?s)stage 1 \(pretrain-channel\).*NonFiniteError"):
+        run(config, tmp_path / "fails")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"data": DataConfig("mnist", root="/nowhere")}, DataError, "MNIST must be readable"),
+        ({"search_space": "spaces:raises"}, ConfigError, "no space today"),
+        ({"resources": {"cpus_per_trial": 64}}, SweepError, "a trial needs 64 CPU"),
+        ({"resources": {"gpus_per_trial": 8.0}}, SweepError, "8 GPU on one node"),
+        ({"model": {"name": "lenet5"}}, ConfigError, "lenet5 needs images of at least 16 x 16"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_training(small_sweep, tmp_path, changes, error, message):
+    sections = {
+        key: replace(getattr(small_sweep, key), **value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    with pytest.raises(error, match=message):
+        run(replace(small_sweep, **sections), tmp_path / "refused")
+    assert not list((tmp_path / "refused").glob("runs/*"))
+
+
+def test_a_directory_with_other_files_is_left_alone(small_sweep, tmp_path):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "thesis.txt").write_text("precious")
+    with pytest.raises(SweepError, match="must be empty or hold a sweep"):
+        run(small_sweep, output)
+    assert [path.name for path in output.iterdir()] == ["thesis.txt"]
