@@ -72,7 +72,7 @@ def front_tables(front: SweepFront) -> RenderableType:
 
 
 def _search_table(front: SweepFront) -> Table:
-    table = _table(f"Front of the search, before fine-tuning (hypervolume {front.hypervolume:.4f})")
+    table = _table(f"Front before fine-tuning (hypervolume {front.hypervolume:.4f})")
     for point in front.front:
         table.add_row(point.name, *_costs(point), _percent(point.val_accuracy))
     return table
@@ -101,9 +101,9 @@ def _finalist_table(front: SweepFront) -> Table:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("run", no_wrap=True)
-    for heading in ("MACs", "removed\n%", "params", "removed\n%", "val acc.\n%"):
+    for heading in ("MACs", "cut\n%", "params", "cut\n%", "val\n%"):
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
