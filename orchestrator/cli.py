@@ -55,12 +55,19 @@ def sweep(
 def validate(config: _Config, set_: _Set = None) -> None:
     """Check a configuration, its search space and its data without training anything."""
     from orchestrator.config import dump_config, load_config
-    from orchestrator.pipeline import check_sweep
+    from orchestrator.pipeline import plan_sweep
 
     loaded = load_config(config, set_ or [])
-    decompositions = check_sweep(loaded)
+    plan = plan_sweep(loaded)
+    cost = plan.dense_cost
     print(dump_config(loaded), end="")
-    print(f"# valid; the search space chooses among the decompositions: {', '.join(decompositions)}")
+    print(f"# valid. Dense network: {cost.macs:,} MACs ({cost.flops:,} FLOPs), {cost.params:,} parameters")
+    print(f"# counted by {cost.counter}; operators not counted: {', '.join(cost.uncounted) or 'none'}")
+    print(f"# decompositions in the search space: {', '.join(plan.decompositions)}")
+    for layer in plan.layers:
+        print(
+            f"#   {layer.name} ({layer.kind}, {layer.params:,}): {layer.status}{layer.reason and ', ' + layer.reason}"
+        )
 
 
 @app.command()
@@ -108,3 +115,6 @@ def main() -> None:
     except RankfrontError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full or failing disk; every finished run is in its files
+        print(f"Error: {error}; when that is mended, the same command goes on", file=sys.stderr)
+        sys.exit(1)

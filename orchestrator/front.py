@@ -101,7 +101,14 @@ def _finalist_table(front: SweepFront) -> Table:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("run", no_wrap=True)
     for heading in ("MACs", "cut\n%", "params", "cut\n%", "val\n%"):
         table.add_column(heading, justify="right", no_wrap=True)

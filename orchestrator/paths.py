@@ -26,6 +26,11 @@ class SweepPaths:
         return self.root / "results.parquet"
 
     @property
+    def layers(self) -> Path:
+        """Which layers are decomposed, which are not, and why."""
+        return self.root / "layers.json"
+
+    @property
     def front(self) -> Path:
         """What `rankfront front --json` prints."""
         return self.root / "front.json"

@@ -9,12 +9,13 @@ import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from orchestrator.config import SweepConfig, dump_config, load_config
@@ -28,21 +29,48 @@ from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord
 from search_spaces import find_search_space
 from trainers.atomic import atomic_file
-from trainers.config import as_record
+from trainers.config import Decomposition, as_record
+from trainers.cost import Cost, measure_cost
 from trainers.data import ImageData, check_test_split, load_test, load_train_validation
-from trainers.errors import SweepError
+from trainers.errors import ConfigError, SweepError
 from trainers.models import ModelSpec, build_model
+from trainers.surgery import LayerReport, factorize
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
 
 
-def check_sweep(config: SweepConfig) -> list[str]:
-    """Check what the configuration names: search space, data, and that the model takes the data; trains nothing.
-
-    Returns the decompositions that the search space can choose. Raises ConfigError or DataError.
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a configuration leads to: its data, the decompositions its search space can choose, the dense network's cost,
+    and what becomes of each layer.
     """
-    return _prepare(config)[1]
+
+    data: ImageData
+    decompositions: list[Decomposition]
+    dense_cost: Cost
+    layers: list[LayerReport]
+
+
+def plan_sweep(config: SweepConfig) -> SweepPlan:
+    """Read and check what the configuration names: search space, data, and that the model takes the data.
+
+    Trains nothing. Raises ConfigError or DataError.
+    """
+    from orchestrator.searcher import probe_search_space
+
+    decompositions = probe_search_space(find_search_space(config.search_space))
+    check_test_split(config.data)
+    data = load_train_validation(config.data)
+    spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
+    with torch.device("meta"):
+        model = build_model(spec)
+        cost = measure_cost(model, spec.sample_shape)
+        layers = factorize(model, decompositions[0], spec.sample_shape, config.factorization)
+    if not any(layer.status == "factorized" for layer in layers):
+        reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers)
+        raise ConfigError([("factorization", f"must leave at least one layer to decompose, but skips all: {reasons}")])
+    return SweepPlan(data, decompositions, cost, layers)
 
 
 def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront:
@@ -54,14 +82,12 @@ def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront
     prepare_environment()
     paths = SweepPaths(output.expanduser().absolute())
     _claim(paths, config)
-    data, decompositions = _prepare(config)
+    plan = plan_sweep(config)
     with _terminate_as_interrupt():
-        return _run(config, paths, data, decompositions, console)
+        return _run(config, paths, plan, console)
 
 
-def _run(
-    config: SweepConfig, paths: SweepPaths, data: ImageData, decompositions: list[str], console: Console
-) -> SweepFront:
+def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console) -> SweepFront:
     import ray
 
     from orchestrator import searcher
@@ -75,22 +101,23 @@ def _run(
         target, state["sweep_id"], state["parent_run_id"] if state["tracking_uri"] == target.uri else None
     )
     _write_state(paths, {**state, "tracking_uri": target.uri, "parent_run_id": tracker.parent_run_id})
-    tracker.log_parent_params(_flat(as_record(config)))
+    tracker.describe_sweep(_flat(as_record(config)), _cost_tags(plan.dense_cost))
+    _write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
     ledger = Ledger(config, paths, tracker)
     study = searcher.open_study(paths.study, config.name, config.search.seed)
     searcher.reconcile(study, {record.name: record for record in ledger.records("trial")})
     status = "FAILED"
     try:
-        with ray_session(config.resources), SweepView(console, config, len(decompositions)).showing(ledger):
-            train_ref = ray.put(data.arrays())
-            run_jobs([pretrain_job(name) for name in decompositions], config, paths, train_ref, ledger)
+        with ray_session(config.resources), SweepView(console, config, len(plan.decompositions)).showing(ledger):
+            train_ref = ray.put(plan.data.arrays())
+            run_jobs([pretrain_job(name) for name in plan.decompositions], config, paths, train_ref, ledger)
             _require_complete(ledger.records("pretrain"), "stage 1")
             missing = config.search.num_trials - len(ledger.records("trial"))
             if missing > 0:
                 space = find_search_space(config.search_space)
                 run_search(study, space, missing, config, paths, train_ref, ledger)
             picks = pick_finalists(ledger.records("trial"), config.finetune.num_models)
-            test_ref = ray.put(load_test(config.data, data).arrays())
+            test_ref = ray.put(load_test(config.data, plan.data).arrays())
             final_jobs = [DENSE_JOB, *(finetune_job(pick) for pick in picks)]  # the longest first
             run_jobs(final_jobs, config, paths, train_ref, ledger, test_ref)
         status = "FINISHED"
@@ -127,26 +154,12 @@ def _job_of(trial: RunRecord) -> Job:
     return trial_job(trial.name, trial.trial_number, json.loads(trial.settings))
 
 
-def _prepare(config: SweepConfig) -> tuple[ImageData, list[str]]:
-    from orchestrator.searcher import probe_search_space
-
-    decompositions = probe_search_space(find_search_space(config.search_space))
-    check_test_split(config.data)
-    data = load_train_validation(config.data)
-    build_model(ModelSpec(config.model, data.sample_shape, data.num_classes))
-    return data, decompositions
-
-
 def _claim(paths: SweepPaths, config: SweepConfig) -> None:
     """Make the output directory this sweep's, or check that it is: only sizes of the sweep may have changed."""
     if paths.config.exists():
-        found = load_config(paths.config)
-        same = {"search": replace(config.search, num_trials=1, max_concurrent=1), "resources": config.resources}
-        there = replace(found, **{**same, "search": replace(found.search, num_trials=1, max_concurrent=1)})  # type: ignore[arg-type]
-        here = replace(config, search=same["search"])  # type: ignore[arg-type]
-        old, new = _flat(as_record(there)), _flat(as_record(here))
+        there, here = _fixed_settings(load_config(paths.config)), _fixed_settings(config)
         changed = [
-            f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in new if old.get(key) != new.get(key)
+            f"{key}: {there.get(key)!r} there, {here[key]!r} here" for key in here if there.get(key) != here[key]
         ]
         if changed:
             raise SweepError(
@@ -165,6 +178,13 @@ def _claim(paths: SweepPaths, config: SweepConfig) -> None:
         ) from error
 
 
+def _fixed_settings(config: SweepConfig) -> dict[str, object]:
+    """The settings that results depend on: not how many trials there are, nor where and how many at once they run."""
+    flat = _flat(as_record(config))
+    free = {"search.num_trials", "search.max_concurrent", "resources.cpus_per_trial", "resources.gpus_per_trial"}
+    return {key: value for key, value in flat.items() if key not in free}
+
+
 def _require_complete(records: list[RunRecord], what: str) -> None:
     for record in records:
         if record.state != "COMPLETE":
@@ -181,10 +201,19 @@ def _publish(ledger: Ledger, paths: SweepPaths, tracker: "Tracker") -> SweepFron
     final = {record.name for record in front_of([*ledger.records("finetune"), *ledger.records("dense")])}
     for record in [*ledger.records("finetune"), *ledger.records("dense")]:
         tracker.set_tags(record.run_id, {"pareto": str(record.name in final).lower()})
-    for path in (paths.config, paths.front, paths.results):
+    for path in (paths.config, paths.layers, paths.front, paths.results):
         if path.exists():
             tracker.log_artifact(path)
     return front
+
+
+def _cost_tags(cost: Cost) -> dict[str, str]:
+    return {
+        "dense_macs": str(cost.macs),
+        "dense_params": str(cost.params),
+        "macs_counter": cost.counter,
+        "macs_uncounted_operators": ", ".join(cost.uncounted),
+    }
 
 
 @contextmanager

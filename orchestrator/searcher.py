@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from orchestrator.records import RunRecord
-from trainers.config import SVDTrainingConfig, TrainingConfig, apply_settings
+from trainers.config import Decomposition, SVDTrainingConfig, TrainingConfig, apply_settings
 from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:
         study.tell(number, values=[float(value) for value in values if value is not None])
 
 
-def probe_search_space(space: "SearchSpace") -> list[str]:
+def probe_search_space(space: "SearchSpace") -> list[Decomposition]:
     """Call the space on random draws; returns the decompositions it can choose, in order of first appearance.
 
     Raises ConfigError where it fails or gives a setting that does not exist or breaks a rule.
     """
     study = optuna.create_study(directions=DIRECTIONS, sampler=RandomSampler(seed=0))
-    found: dict[str, None] = {}
+    found: dict[Decomposition, None] = {}
     for _ in range(_PROBES):
         trial = study.ask()
         try:

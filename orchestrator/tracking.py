@@ -18,6 +18,7 @@ from typing import Any
 # before the import: both are read by it
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # seven would hold a sweep up for minutes
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -141,16 +142,18 @@ class Tracker:
     def _create(self, name: str, stage: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         flat = {**tags, "sweep_id": self._sweep_id, "stage": stage}
         run = self._client.create_run(self.experiment_id, run_name=name, tags=flat)
-        self._client.log_batch(
-            run.info.run_id, params=[Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
-        )
+        self._client.log_batch(run.info.run_id, params=_params(params))
         return str(run.info.run_id)
 
-    def log_parent_params(self, params: Mapping[str, Any]) -> None:
-        """Record the sweep's configuration as the parent's params; the same ones again are no change."""
-        self._client.log_batch(
-            self.parent_run_id, params=[Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
-        )
+    def describe_sweep(self, settings: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Record the sweep's settings and tags with the parent run.
+
+        A setting that was recorded with another value keeps it, for MLflow's params never change: a sweep that goes on
+        with more trials has its sizes in the artifact config.yaml.
+        """
+        known = self._client.get_run(self.parent_run_id).data.params
+        new = {key: value for key, value in settings.items() if key not in known}
+        self._client.log_batch(self.parent_run_id, params=_params(new), tags=[RunTag(*item) for item in tags.items()])
 
     def _put(self, run_id: str, kind: str, value: Any) -> None:
         if run_id:
@@ -201,3 +204,7 @@ class Tracker:
         for _, kind, value in entries:
             if kind == "status":
                 self._client.set_terminated(run_id, status=value)
+
+
+def _params(values: Mapping[str, Any]) -> list[Param]:
+    return [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in values.items()]

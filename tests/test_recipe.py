@@ -68,7 +68,17 @@ def test_the_three_stages_learn_prune_and_recover(setting, tmp_path, digits):
 
 def test_metrics_are_complete(setting, tmp_path):
     results = run_all(setting, tmp_path)
-    common = {"train_loss", "learning_rate", "val_accuracy", "val_loss", "macs", "macs_ratio", "params", "params_ratio"}
+    common = {
+        "train_loss",
+        "learning_rate",
+        "val_accuracy",
+        "val_loss",
+        "macs",
+        "flops",
+        "macs_ratio",
+        "params",
+        "params_ratio",
+    }
     ranks = {"rank_ratio", "rank/0", "rank/3", "rank/6", "rank/11"}
     expected = {
         "dense": common,

@@ -112,7 +112,7 @@ class TestFinishedSweep:
         records = {record.name: record for record in read_records(SweepPaths(output).results)}
         assert runs.keys() == records.keys() | {"small"}
         assert runs["small"].info.run_id == state["parent_run_id"]
-        assert {"config.yaml", "front.json", "results.parquet"} <= {
+        assert {"config.yaml", "front.json", "layers.json", "results.parquet"} <= {
             item.path for item in client.list_artifacts(state["parent_run_id"])
         }
         for name, record in records.items():
@@ -124,6 +124,10 @@ class TestFinishedSweep:
                 assert found.data.metrics[key] == getattr(record, key)
             steps = [metric.step for metric in client.get_metric_history(record.run_id, "val_accuracy")]
             assert steps == list(range(1, record.epochs + 1))
+        parent = runs["small"].data
+        assert parent.params["training.batch_size"] == "64"
+        assert parent.tags["macs_counter"] == "torch.utils.flop_counter.FlopCounterMode"
+        assert "aten.relu" in parent.tags["macs_uncounted_operators"]
         trial = runs["trial-0000"].data
         assert trial.metrics["rank/3"] == records["trial-0000"].ranks[1]
         assert trial.params["energy"] == str(records["trial-0000"].energy)
@@ -207,6 +211,7 @@ def test_stage_one_that_fails_stops_the_sweep_with_its_reason(small_sweep, tmp_p
         ({"search_space": "spaces:raises"}, ConfigError, "no space today"),
         ({"resources": {"cpus_per_trial": 64}}, SweepError, "a trial needs 64 CPU"),
         ({"resources": {"gpus_per_trial": 8.0}}, SweepError, "8 GPU on one node"),
+        ({"factorization": {"exclude": ("*",)}}, ConfigError, "factorization: must leave at least one layer"),
         ({"model": {"name": "lenet5"}}, ConfigError, "lenet5 needs images of at least 16 x 16"),
     ],
 )

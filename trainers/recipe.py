@@ -197,6 +197,7 @@ def _evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
         "val_accuracy": scores["accuracy"],
         "val_loss": scores["loss"],
         "macs": cost.macs,
+        "flops": cost.flops,
         "macs_ratio": cost.macs / dense.macs,
         "params": cost.params,
         "params_ratio": cost.params / dense.params,
