@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,8 +45,9 @@ def sweep(
     try:
         front = run_sweep(loaded, folder, console)
     except KeyboardInterrupt:
-        overrides = "".join(f" --set {text}" for text in set_ or [])
-        print(f"\nStopped. Go on with:\n  rankfront sweep {config}{overrides} --output {folder}", file=sys.stderr)
+        overrides = [part for text in set_ or [] for part in ("--set", text)]
+        command = shlex.join(["rankfront", "sweep", str(config), *overrides, "--output", str(folder)])
+        print(f"\nStopped. Go on with:\n  {command}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     console.print(front_tables(front))
     print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt\nMLflow   rankfront ui {folder}")
@@ -73,11 +75,14 @@ def validate(config: _Config, set_: _Set = None) -> None:
 @app.command()
 def front(directory: _Dir, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Print a sweep's front before and after fine-tuning, beside the dense baseline."""
+    from orchestrator.config import load_config
     from orchestrator.front import front_tables, sweep_front
     from orchestrator.paths import SweepPaths
     from orchestrator.records import read_records
 
-    found = sweep_front(read_records(SweepPaths(directory).results))
+    paths = SweepPaths(directory)
+    records = read_records(paths.results)
+    found = sweep_front(records, load_config(paths.config).finetune.num_models)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:
@@ -105,6 +110,7 @@ def ui(directory: _Dir, port: Annotated[int, typer.Option(min=1, max=65535)] = 5
 
 def main() -> None:
     """The console script: errors that are the user's to mend are printed without a traceback."""
+    sys.path.insert(0, str(Path.cwd()))  # search spaces of the user's own, as `python -m` would find them
     try:
         app()
     except ConfigError as error:

@@ -24,7 +24,7 @@ from trainers.config import (
     as_record,
 )
 from trainers.errors import ConfigError
-from trainers.rules import Rule, Section, at_least, greater_than, unknown_name
+from trainers.rules import Rule, Section, at_least, greater_than, in_interval, unknown_name
 
 
 def _search_space_problem(name: str) -> str | None:
@@ -47,7 +47,7 @@ class SearchConfig(Section):
 
     num_trials: Annotated[int, at_least(1)] = 64
     max_concurrent: Annotated[int, at_least(1)] = 2
-    seed: Annotated[int, at_least(0)] = 0
+    seed: Annotated[int, in_interval(0, 2**32)] = 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.finalists import pick_finalists
 from orchestrator.objectives import front_hypervolume, front_of
 from orchestrator.records import RunRecord
 
@@ -28,7 +29,7 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class SweepFront:
-    """`front`: the search's non-dominated trials, before fine-tuning. `finalists`: all that were fine-tuned.
+    """`front`: the search's non-dominated trials, before fine-tuning. `finalists`: those that were fine-tuned.
 
     Both run from the fewest MACs to the most; `dense` is None until the baseline has ended.
     """
@@ -48,11 +49,19 @@ class SweepFront:
         }
 
 
-def sweep_front(records: list[RunRecord]) -> SweepFront:
-    """Return the front of a sweep's table."""
+def sweep_front(records: list[RunRecord], num_models: int) -> SweepFront:
+    """Return the front of a sweep's table.
+
+    Finalists are those picked from its trials as they are now: a sweep that was extended has fine-tuned others before.
+    """
     by_name = {record.name: record for record in records}
     trials = [record for record in records if record.stage == "trial"]
-    finalists = [record for record in records if record.stage == "finetune" and record.state == "COMPLETE"]
+    picks = {record.name for record in pick_finalists(trials, num_models)}
+    finalists = [
+        record
+        for record in records
+        if record.stage == "finetune" and record.state == "COMPLETE" and record.source in picks
+    ]
     dense = [record for record in records if record.stage == "dense" and record.state == "COMPLETE"]
     return SweepFront(
         _point(dense[0]) if dense else None,

@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.config import SweepConfig
 from orchestrator.jobs import Job, job_configs, job_epochs
 from orchestrator.paths import SweepPaths
-from orchestrator.records import RunRecord, StageName, read_records, write_records
+from orchestrator.records import RunRecord, StageName, write_records
 from trainers.config import as_record
 
 if TYPE_CHECKING:
@@ -49,13 +49,14 @@ class Snapshot:
 
 
 class Ledger:
-    """See the module's docstring. Calls come from one thread; `snapshot` may come from another."""
+    """See the module's docstring; `records` are the runs that had ended before.
 
-    def __init__(self, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> None:
+    Calls come from one thread; `snapshot` may come from another.
+    """
+
+    def __init__(self, config: SweepConfig, paths: SweepPaths, tracker: "Tracker", records: list[RunRecord]) -> None:
         self._config, self._paths, self._tracker = config, paths, tracker
-        self._records = (
-            {record.name: record for record in read_records(paths.results)} if paths.results.exists() else {}
-        )
+        self._records = {record.name: record for record in records}
         self._open: dict[str, OpenRun] = {}
         self._epoch_durations: list[float] = []
         self._lock = threading.Lock()

@@ -26,6 +26,11 @@ class SweepPaths:
         return self.root / "results.parquet"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that runs the sweep."""
+        return self.root / ".lock"
+
+    @property
     def layers(self) -> Path:
         """Which layers are decomposed, which are not, and why."""
         return self.root / "layers.json"

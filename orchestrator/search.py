@@ -112,14 +112,14 @@ def run_jobs(
     ledger: Ledger,
     test: "ray.ObjectRef[dict[str, Any]] | None" = None,
 ) -> None:
-    """Run the jobs that the ledger does not have, `max_concurrent` at a time, in order; returns when all have ended."""
+    """Run the jobs that are not complete yet, `max_concurrent` at a time, in order; returns when all have ended."""
     task = ray.remote(
         num_cpus=config.resources.cpus_per_trial,
         num_gpus=config.resources.gpus_per_trial,
         max_retries=_MAX_LOST_WORKERS,
         num_returns="streaming",
     )(_task)
-    waiting = [job for job in jobs if ledger.record(job.name) is None]
+    waiting = [job for job in jobs if (record := ledger.record(job.name)) is None or record.state != "COMPLETE"]
     running: dict[Any, Job] = {}  # Ray's stream of results -> the job it comes from
     errors: dict[str, str] = {}
     while waiting or running:

@@ -4,8 +4,10 @@ Ray's own OptunaSearch leaves a trial with NaN values RUNNING for ever and tells
 in a journal file, so that it outlives the driver and can be opened with optuna-dashboard.
 """
 
+import json
 import logging
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +18,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from pydantic import TypeAdapter, ValidationError
 from ray.tune.search import Searcher
 
 from orchestrator.records import RunRecord
-from trainers.config import Decomposition, SVDTrainingConfig, TrainingConfig, apply_settings
-from trainers.errors import ConfigError
+from trainers.config import Decomposition, SVDTrainingConfig, TrainingConfig, apply_settings, as_record
+from trainers.errors import ConfigError, SweepError
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 OBJECTIVES = ("val_accuracy", "macs")
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 _RUN_ATTRIBUTE = "run"
+_REFUSED_ATTRIBUTE = "refused"
+_MAX_REFUSALS = 100
 _PROBES = 200
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -38,13 +43,23 @@ def open_study(journal: Path, name: str, seed: int) -> optuna.Study:
     """Open the journal's study, or create it. The sampler is TPE, seeded with `seed` plus the number of trials there:
     the same seed on a study that goes on would draw its first points again.
     """
+    _drop_torn_line(journal)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
-    study.sampler = TPESampler(seed=seed + len(study.trials))
+    study.sampler = TPESampler(seed=(seed + len(study.trials)) % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(OBJECTIVES))
     return study
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cut off a last line that was not written to its end (power loss, full disk): the journal could not be read."""
+    if journal.exists():
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(journal, whole)
 
 
 def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
@@ -62,7 +77,9 @@ def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
         record = records.get(name)
         if trial.state == TrialState.RUNNING:
             tell(study, trial.number, record)
-        if record is None and trial.state != TrialState.WAITING and trial.params and name not in waiting | enqueued:
+        refused = _REFUSED_ATTRIBUTE in trial.user_attrs
+        cut_off = record is None and trial.state != TrialState.WAITING and trial.params and not refused
+        if cut_off and name not in waiting | enqueued:
             enqueued.add(name)
             study.enqueue_trial(trial.params, user_attrs={_RUN_ATTRIBUTE: name})
     if lost := complete - records.keys():
@@ -92,17 +109,34 @@ def probe_search_space(space: "SearchSpace") -> list[Decomposition]:
     study = optuna.create_study(directions=DIRECTIONS, sampler=RandomSampler(seed=0))
     found: dict[Decomposition, None] = {}
     for _ in range(_PROBES):
-        trial = study.ask()
-        try:
-            settings = space(trial)
-            found[apply_settings(settings, TrainingConfig(), SVDTrainingConfig())[1].decomposition] = None
-        except ConfigError as error:
-            raise ConfigError([(f"search_space: {field}", text) for field, text in error.problems]) from error
-        except Exception as error:  # a user's function may raise anything
-            raise ConfigError(
-                [("search_space", f"must return settings for any trial, but raised {error!r}")]
-            ) from error
+        found[_choose(space, study.ask())[1].decomposition] = None
     return list(found)
+
+
+def _choose(space: "SearchSpace", trial: optuna.Trial) -> tuple[dict[str, Any], SVDTrainingConfig]:
+    """Call the space; returns its settings as plain values and the method they make. Raises ConfigError."""
+    try:
+        settings = json.loads(json.dumps(space(trial), default=_plain_number))
+        training, method = apply_settings(settings, TrainingConfig(), SVDTrainingConfig())
+        for section in (training, method):  # types too: a batch size of 64.0 would fail in the worker
+            TypeAdapter(type(section)).validate_json(json.dumps(as_record(section)), strict=True)
+    except ConfigError as error:
+        raise ConfigError([(f"search_space: {field}", text) for field, text in error.problems]) from error
+    except ValidationError as error:
+        wrong = [
+            (f"search_space: {item['loc'][0]}", f"{item['msg']}, but got {item['input']!r}") for item in error.errors()
+        ]
+        raise ConfigError(wrong) from error
+    except Exception as error:  # a user's function may raise anything
+        raise ConfigError([("search_space", f"must return settings for any trial, but raised {error!r}")]) from error
+    return settings, method
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a numpy number as Python's, for JSON."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a setting must be a number, string or boolean, but is {value!r}")
 
 
 class StudySearcher(Searcher):
@@ -122,13 +156,28 @@ class StudySearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Ask for the next trial: one that was cut off, if any is enqueued, else a new one."""
-        trial = self._study.ask()
-        settings = self._space(trial)
+        """Ask for the next trial: one that was cut off, if any is enqueued, else a new one.
+
+        A draw for which the space raises is told FAIL and another one is asked for; SweepError after a hundred in a row.
+        """
+        trial, settings = self._ask()
         name = trial.user_attrs.get(_RUN_ATTRIBUTE) or _name(trial.number)
         trial.set_user_attr(_RUN_ATTRIBUTE, name)
         self._numbers[trial_id] = trial.number
         return {"name": name, "number": int(name.rpartition("-")[2]), "settings": settings}
+
+    def _ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        refusal = None
+        for _ in range(_MAX_REFUSALS):
+            trial = self._study.ask()
+            try:
+                return trial, _choose(self._space, trial)[0]
+            except ConfigError as error:
+                refusal = error
+                _log.warning("trial %d is left out: %s", trial.number, error)
+                trial.set_user_attr(_REFUSED_ATTRIBUTE, str(error))
+                self._study.tell(trial.number, state=TrialState.FAIL)
+        raise SweepError(f"the search space must return settings, but refused {_MAX_REFUSALS} draws: {refusal}")
 
     def finish(self, trial_id: str, record: RunRecord) -> None:
         """Tell the study how the run of `trial_id` ended."""

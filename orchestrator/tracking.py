@@ -60,7 +60,8 @@ class Tracker:
     """The runs of one sweep. Calls return at once, except `start_run`, which returns the new run's id.
 
     A store that fails in the middle of a sweep does not stop it: what could not be written is tried again at each tick,
-    and what is left at the end is said in a warning.
+    and what is left at the end is said in a warning. A run that cannot be created is not recorded, with a warning; its
+    results are in `results.parquet` all the same.
     """
 
     def __init__(self, target: TrackingTarget, sweep_id: str, parent_run_id: str | None = None) -> None:

@@ -36,8 +36,10 @@ def find_search_space(name: str) -> "SearchSpace":
         raise ValueError(f"unknown search space {name!r}; known: {known}, or your own as package.module:function")
     try:
         space = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"search space {name!r} must be importable, but: {error}; run where its package is") from error
+    except Exception as error:  # a user's module may raise anything
+        raise ValueError(
+            f"search space {name!r} must be importable, but: {type(error).__name__}: {error}; run where its package is"
+        ) from error
     if not callable(space):
         raise ValueError(f"search space {name!r} must be a function of a trial, but is a {type(space).__name__}")
     return space  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def svd_training_l1(trial: "BaseTrial") -> dict[str, Any]:
-    """Suggest decomposition, L1 strength and pruning energy; everything else keeps the config's value."""
+    """Suggest decomposition, L1 strength and pruning energy; everything else keeps its default or the config's value."""
     return {
         "decomposition": trial.suggest_categorical("decomposition", ["channel", "spatial"]),
         "regularizer": "l1",

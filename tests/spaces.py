@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from optuna.trial import BaseTrial
 
 
@@ -26,6 +27,23 @@ def raises(trial: BaseTrial) -> dict[str, Any]:
 
 def unknown_setting(trial: BaseTrial) -> dict[str, Any]:
     return {"enegry": 0.1}
+
+
+def numpy_values(trial: BaseTrial) -> dict[str, Any]:
+    """What users write: numbers that are numpy's."""
+    return {**quick(trial), "strength": np.exp(-4.0), "batch_size": np.int64(64)}
+
+
+def wrong_type(trial: BaseTrial) -> dict[str, Any]:
+    return {**quick(trial), "batch_size": 64.0}
+
+
+def refuses_some(trial: BaseTrial) -> dict[str, Any]:
+    """Passes any probe, and then raises for the first draws of a study of its own."""
+    settings = quick(trial)
+    if trial.study.study_name == "picky" and trial.number < 3:
+        raise ValueError("not this one")
+    return settings
 
 
 NOT_A_FUNCTION = 3

@@ -51,6 +51,19 @@ def test_validate_prints_the_resolved_config_and_trains_nothing(config, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["cli.yaml"]
 
 
+def test_a_space_in_the_current_folder_is_found_and_a_broken_one_is_an_error(config, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    config.write_text(CONFIG.replace("spaces:quick", "mine:space"))
+    (tmp_path / "mine.py").write_text("def space(trial):\n    return {'decomposition': 'spatial'}\n")
+    done = rankfront("validate", "cli.yaml", cwd=tmp_path, env=environment)
+    assert "search space: spatial" in done.stdout, done.stderr
+    (tmp_path / "mine.py").write_text("def space(trial)\n")
+    done = rankfront("validate", "cli.yaml", cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "SyntaxError" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_errors_have_no_traceback_and_exit_code_2(config, tmp_path):
     config.write_text(CONFIG + "nonsense: 1\n")
     done = rankfront("sweep", config, "--set", "search.seed=-1", "--output", tmp_path / "out")
@@ -86,7 +99,9 @@ def mid_search(output):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "ending", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, tmp_path, ending):
     output = tmp_path / "out"
     command = [RANKFRONT, "sweep", str(config), "--output", str(output)]

@@ -112,11 +112,18 @@ def test_missing_sections_are_named(tmp_path):
         ("name: x\nname: y", "stands twice"),
         ("name: !!python/object:os.system {}", "valid YAML"),
         ("? [a, b]\n: 1", "valid YAML|unknown key"),
+        (MINIMAL + "search: {seed: 4294967296}", "0 <= value < 4294967296"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, text, message):
     path = write(tmp_path, text)
     assert re.search(message, str(problems(path)))
+
+
+def test_merge_keys_work(tmp_path):
+    text = "name: x\nmodel: &m {name: tiny}\ndata: {name: digits}\n"
+    path = write(tmp_path, text.replace("&m {name: tiny}", "{<<: {name: tiny}}"))
+    assert load_config(path).model.name == "tiny"
 
 
 def test_a_file_that_is_not_there(tmp_path):

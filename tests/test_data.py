@@ -139,6 +139,19 @@ class TestParquet:
         with pytest.raises(DataError, match=message):
             load_train_validation(DataConfig("parquet", root=str(tmp_path)))
 
+    def test_unnamed_classes_may_be_fewer_in_the_test_split_but_named_ones_must_agree(self, tmp_path, colour_images):
+        config = DataConfig("parquet", root=str(tmp_path), validation_fraction=0.2)
+        write_parquet(tmp_path / "train.parquet", colour_images, [0, 1, 2, 0, 1] * 2, names=())
+        write_parquet(tmp_path / "test.parquet", colour_images, [0, 1] * 5, names=())
+        check_test_split(config)
+        assert load_test(config, load_train_validation(config)).num_classes == 3
+        write_parquet(tmp_path / "test.parquet", colour_images, [0, 3] * 5, names=())
+        with pytest.raises(DataError, match="other classes"):
+            load_test(config, load_train_validation(config))
+        write_parquet(tmp_path / "train.parquet", colour_images, [0, 1] * 5, names=("cat", "dog"))
+        with pytest.raises(DataError, match=r"must have the classes \['cat', 'dog'\], but has \[\]"):
+            check_test_split(config)
+
     def test_files_that_are_missing_or_damaged(self, tmp_path, colour_images):
         config = DataConfig("parquet", root=str(tmp_path))
         with pytest.raises(DataError, match=r"must hold train.parquet or data/train-\*.parquet"):

@@ -137,6 +137,17 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(sett
         list(pretrain(other, METHOD, tmp_path))
 
 
+def test_a_stage_that_starts_from_another_model_or_data_is_another_configuration(setting, tmp_path):
+    run_all(setting, tmp_path / "a")
+    other = replace(setting, training=replace(setting.training, seed=1))
+    list(pretrain(other, METHOD, tmp_path / "b"))
+    with pytest.raises(CheckpointError, match="start: "):
+        list(regularize(setting, METHOD, tmp_path / "b/model.pt", tmp_path / "a/regularize"))
+    fewer = replace(setting, data=replace(setting.data, train_rows=setting.data.train_rows[:-1]))
+    with pytest.raises(CheckpointError, match="data: "):
+        list(pretrain(fewer, METHOD, tmp_path / "a/pretrain"))
+
+
 def test_a_damaged_checkpoint_is_one_clear_error(setting, tmp_path):
     generator = pretrain(setting, METHOD, tmp_path)
     next(generator)

@@ -8,7 +8,7 @@ from spaces import quick
 from orchestrator.records import RunRecord
 from orchestrator.searcher import StudySearcher, close_running, open_study, probe_search_space, reconcile, tell
 from search_spaces import find_search_space
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, SweepError
 
 
 def record(name, accuracy=0.9, macs=100, state="COMPLETE"):
@@ -103,9 +103,49 @@ def test_objectives_are_named_and_directed(study):
     ("space", "message"),
     [
         ("spaces:raises", r"must return settings for any trial, but raised RuntimeError\('no space today'\)"),
+        ("spaces:wrong_type", "batch_size: Input should be a valid integer, but got 64.0"),
         ("spaces:unknown_setting", "unknown setting 'enegry', did you mean 'energy'"),
     ],
 )
 def test_a_space_is_tried_before_anything_runs(space, message):
     with pytest.raises(ConfigError, match=message):
         probe_search_space(find_search_space(space))
+
+
+def test_numpy_numbers_are_taken_as_plain_ones(study):
+    settings = StudySearcher(study, find_search_space("spaces:numpy_values")).suggest("a")["settings"]
+    assert {key: type(value) for key, value in settings.items()} == {
+        "regularizer": str,
+        "strength": float,
+        "energy": float,
+        "batch_size": int,
+    }
+
+
+def test_a_draw_that_the_space_refuses_is_left_out_for_good(tmp_path):
+    space = find_search_space("spaces:refuses_some")
+    assert probe_search_space(space) == ["channel"]
+    study = open_study(tmp_path / "study.journal", "picky", 0)
+    assert StudySearcher(study, space).suggest("a")["name"] == "trial-0003"
+    assert states(study) == [TrialState.FAIL] * 3 + [TrialState.RUNNING]
+    reconcile(study, {})
+    waiting = [trial.user_attrs["run"] for trial in study.trials if trial.state == TrialState.WAITING]
+    assert waiting == ["trial-0003"]
+
+
+def test_a_space_that_refuses_everything_is_one_clear_error(tmp_path):
+    study = open_study(tmp_path / "study.journal", "s", 0)
+    with pytest.raises(SweepError, match="refused 100 draws.*no space today"):
+        StudySearcher(study, find_search_space("spaces:raises")).suggest("a")
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_journal_whose_last_line_is_torn_is_read_up_to_it(study, tmp_path, cut):
+    searcher = StudySearcher(study, quick)
+    searcher.suggest("a")
+    searcher.finish("a", record("trial-0000"))
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    again = open_study(journal, "s", 0)
+    reconcile(again, {"trial-0000": record("trial-0000")})
+    assert states(open_study(journal, "s", 0)) == [TrialState.COMPLETE]

@@ -1,6 +1,8 @@
 """The whole job on digits: real Ray, real Optuna, real MLflow, real training."""
 
+import fcntl
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -12,7 +14,7 @@ from rich.console import Console
 from orchestrator.config import load_config
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
-from orchestrator.records import read_records
+from orchestrator.records import read_records, write_records
 from orchestrator.searcher import open_study
 from trainers.config import DataConfig
 from trainers.cost import measure_cost
@@ -158,8 +160,6 @@ class TestFinishedSweep:
         assert load_config(SweepPaths(output).config) == config
 
     def test_more_trials_extend_it(self, finished, tmp_path):
-        import shutil
-
         output, config, _ = finished
         copied = tmp_path / "longer"
         shutil.copytree(output, copied)
@@ -211,6 +211,11 @@ def test_stage_one_that_fails_stops_the_sweep_with_its_reason(small_sweep, tmp_p
         ({"search_space": "spaces:raises"}, ConfigError, "no space today"),
         ({"resources": {"cpus_per_trial": 64}}, SweepError, "a trial needs 64 CPU"),
         ({"resources": {"gpus_per_trial": 8.0}}, SweepError, "8 GPU on one node"),
+        (
+            {"factorization": {"exclude": ("layer_3.*",)}},
+            ConfigError,
+            "exclude: each pattern must match a module, but 'layer_3",
+        ),
         ({"factorization": {"exclude": ("*",)}}, ConfigError, "factorization: must leave at least one layer"),
         ({"model": {"name": "lenet5"}}, ConfigError, "lenet5 needs images of at least 16 x 16"),
     ],
@@ -223,6 +228,33 @@ def test_what_cannot_work_is_refused_before_any_training(small_sweep, tmp_path, 
     with pytest.raises(error, match=message):
         run(replace(small_sweep, **sections), tmp_path / "refused")
     assert not list((tmp_path / "refused").glob("runs/*"))
+    if error is not SweepError:  # found before the directory was taken: it can be used once the mistake is mended
+        assert not (tmp_path / "refused").exists()
+
+
+def test_a_directory_in_use_is_refused_with_its_owner(finished):
+    output, config, _ = finished
+    lock = SweepPaths(output).lock
+    with lock.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SweepError, match=r"is in use by a sweep \(process \d+ on .*\)"):
+            run(config, output)
+    assert run(config, output).finalists
+
+
+def test_a_finalist_that_fails_is_an_error_and_is_tried_again(finished, tmp_path):
+    output, config, front = finished
+    copied = tmp_path / "copied"
+    shutil.copytree(output, copied)
+    paths = SweepPaths(copied)
+    name = front.finalists[0].name
+    write_records([record for record in read_records(paths.results) if record.name != name], paths.results)
+    shutil.rmtree(paths.run(name))
+    paths.run(name).write_text("a file where the run's folder should be")
+    with pytest.raises(SweepError, match=rf"(?s){name} failed; the same command tries again.*NotADirectoryError"):
+        run(config, copied)
+    paths.run(name).unlink()
+    assert run(config, copied).as_json()["finalists"][0]["test_accuracy"] == front.finalists[0].test_accuracy
 
 
 def test_a_directory_with_other_files_is_left_alone(small_sweep, tmp_path):

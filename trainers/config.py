@@ -57,7 +57,7 @@ class DataConfig(Section):
     root: str = "~/data"
     download: bool = False
     validation_fraction: Annotated[float, in_interval(0, 1, closed="()")] = 0.1
-    split_seed: Annotated[int, at_least(0)] = 0
+    split_seed: Annotated[int, in_interval(0, 2**32)] = 0
     image_size: Annotated[int | None, at_least(1)] = None
     max_train: Annotated[int | None, at_least(2)] = None
 
@@ -104,7 +104,7 @@ class TrainingConfig(Section):
     label_smoothing: Annotated[float, in_interval(0, 1)] = 0.0
     augmentation: Literal["none", "crop", "flip", "crop_flip"] = "none"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    seed: Annotated[int, at_least(0)] = 0
+    seed: Annotated[int, in_interval(0, 2**32)] = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def apply_settings(
     """Return both configs with a search space's `settings` put in: each key is a field of one of them.
 
     Raises ConfigError for a key that is a field of neither, and for one that the search may not change: the number of
-    epochs and the seed are the sweep's, and the data type and batch size of stage 1 are shared by all trials.
+    epochs, the seed and the data type are the sweep's.
     """
     method_fields = {field.name for field in fields(SVDTrainingConfig)}
     training_fields = {field.name for field in fields(TrainingConfig)} - {"pretrain_epochs", "epochs", "seed", "dtype"}

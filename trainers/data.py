@@ -4,6 +4,7 @@ The test split is loaded by `load_test` alone, so that training code cannot see 
 (DataConfig, "train" or "test") -> RawImages and enter it in DATASETS.
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,9 +21,9 @@ from trainers.errors import DataError
 from trainers.image_files import (
     RawImages,
     class_folders,
-    parquet_files,
     read_imagefolder,
     read_parquet,
+    schema_class_names,
 )
 
 Split = Literal["train", "test"]
@@ -54,6 +55,11 @@ class ImageData:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def digest(self) -> str:
+        """Return a fingerprint of labels, split and normalisation (which sums up the training pixels)."""
+        parts = [getattr(self, name).cpu().numpy().tobytes() for name in ("labels", "train_rows", "validation_rows")]
+        return hashlib.sha256(b"".join([*parts, repr((self.mean, self.std)).encode()])).hexdigest()[:16]
 
     def to(self, device: torch.device) -> "ImageData":
         """Return the set with its tensors on `device`; on their own device nothing is copied."""
@@ -115,20 +121,22 @@ def load_test(config: DataConfig, train: ImageData) -> ImageData:
         raise DataError(
             f"test images must have the training images' shape {train.sample_shape}, not {data.sample_shape}"
         )
-    if raw.class_names != train.class_names:
+    # `[:n]`: without names, classes are numbered up to the highest label that a split happens to have
+    if raw.class_names != train.class_names[: len(raw.class_names)]:
         raise DataError(f"the test split of {config.name!r} has other classes than its training split")
     return data
 
 
 def check_test_split(config: DataConfig) -> None:
-    """Raise DataError where the files of the test split are missing; reads none of them.
+    """Raise DataError where the test split's files are missing or name other classes; reads no image and no label.
 
     The other sets come as a whole: torchvision checks the files of both splits when it reads one.
     """
-    if config.name == "parquet":
-        parquet_files(config, "test")
-    elif config.name == "imagefolder":
-        class_folders(config, "test")
+    names = {"parquet": schema_class_names, "imagefolder": class_folders}.get(config.name)
+    if names is not None:
+        train, test = names(config, "train"), names(config, "test")
+        if train != test:
+            raise DataError(f"the test split under {config.root!r} must have the classes {train}, but has {test}")
 
 
 def _channel_statistics(images: Tensor, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

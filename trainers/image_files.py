@@ -75,6 +75,19 @@ def parquet_files(config: DataConfig, split: str) -> list[Path]:
     return files
 
 
+def schema_class_names(config: DataConfig, split: str) -> list[str]:
+    """Return the class names that a parquet split's metadata give, in order; none where they give none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = parquet_files(config, split)[0]
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} must be a readable parquet file, but: {error}") from error
+    return _named_classes(schema, _columns(schema, file)[1])
+
+
 def class_folders(config: DataConfig, split: str) -> list[str]:
     """Return the names of a split's class folders in order; raises DataError where there are none."""
     folder = Path(config.root).expanduser() / split
@@ -100,10 +113,13 @@ def _columns(schema: Any, file: Path) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _class_names(schema: Any, column: str, labels: NDArray[np.int64], file: Path) -> tuple[str, ...]:
+def _named_classes(schema: Any, column: str) -> list[str]:
     known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = known.get("info", {}).get("features", {}).get(column, {}).get("names")
-    names = names or [str(label) for label in range(int(labels.max()) + 1)]
+    return list(known.get("info", {}).get("features", {}).get(column, {}).get("names") or [])
+
+
+def _class_names(schema: Any, column: str, labels: NDArray[np.int64], file: Path) -> tuple[str, ...]:
+    names = _named_classes(schema, column) or [str(label) for label in range(int(labels.max()) + 1)]
     if labels.min() < 0 or labels.max() >= len(names):
         raise DataError(
             f"labels must lie in 0..{len(names) - 1}, but {file} has {labels.min()}..{labels.max()}; drop unlabelled rows"

@@ -105,7 +105,7 @@ def regularize(
             )
         return saved.model, saved.form
 
-    config = {"training": _training_record(setting), "method": as_record(method)}
+    config = {"training": _training_record(setting), "method": as_record(method), "start": _start_record(start_from)}
     stage = _stage("regularize", setting, setting.training.epochs, directory, config)
 
     def evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
@@ -129,7 +129,8 @@ def finetune(
     def evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
         return {**_evaluator(model, setting), **_rank_metrics(found[0])}
 
-    stage = _stage("finetune", setting, epochs, directory, {"training": _training_record(setting), "energy": energy})
+    config = {"training": _training_record(setting), "energy": energy, "start": _start_record(start_from)}
+    stage = _stage("finetune", setting, epochs, directory, config)
     yield from _run(stage, setting, directory, start, None, evaluator)
 
 
@@ -140,7 +141,13 @@ def evaluate_model_file(path: Path, data: ImageData, device: torch.device, dtype
 
 def _stage(name: str, setting: Setting, epochs: int, directory: Path | None, config: dict[str, Any]) -> Stage:
     checkpoint = None if directory is None else directory / CHECKPOINT_FILE
-    config = {"stage": name, "epochs": epochs, "model": as_record(setting.spec), **config}
+    config = {
+        "stage": name,
+        "epochs": epochs,
+        "model": as_record(setting.spec),
+        "data": setting.data.digest(),
+        **config,
+    }
     return Stage(name, epochs, setting.training, config, checkpoint)
 
 
@@ -148,6 +155,12 @@ def _training_record(setting: Setting) -> dict[str, Any]:
     """The training settings that a stage depends on: its own number of epochs stands beside them."""
     record = as_record(setting.training)
     return {key: value for key, value in record.items() if key not in ("pretrain_epochs", "epochs")}
+
+
+def _start_record(path: Path) -> dict[str, Any]:
+    """How the model that a stage starts from was trained: another start is another configuration."""
+    saved = load_model(path)
+    return {"config": saved.config, "last": saved.history[-1]["metrics"]}
 
 
 def _run(

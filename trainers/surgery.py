@@ -121,10 +121,10 @@ def _reasons(model: nn.Module, sample_shape: tuple[int, ...], config: Factorizat
     for name, module in model.named_modules():
         if not list(module.parameters(recurse=False)):
             continue
-        if name not in candidates:
-            reasons[name] = _unfit(module)
-        elif parametrize.is_parametrized(module):
+        if parametrize.is_parametrized(module):
             reasons[name] = "its weight is parametrized"
+        elif name not in candidates:
+            reasons[name] = _unfit(module)
         elif any(uses[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
             reasons[name] = "its weight is shared with another module"
         elif isinstance(module, nn.Conv2d) and module.groups != 1:
