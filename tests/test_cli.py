@@ -66,11 +66,11 @@ def test_a_space_in_the_current_folder_is_found_and_a_broken_one_is_an_error(con
 
 def test_errors_have_no_traceback_and_exit_code_2(config, tmp_path):
     config.write_text(CONFIG + "nonsense: 1\n")
-    done = rankfront("sweep", config, "--set", "search.seed=-1", "--output", tmp_path / "out")
+    done = rankfront("sweep", config, "--set", "search.num_trials=0", "--output", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "The configuration is not valid:",
-        f"  {config}: search.seed: must be >= 0, but got -1",
+        f"  {config}: search.num_trials: must be >= 1, but got 0",
         f"  {config}:9: nonsense: unknown key 'nonsense'; known: name, model, data, search_space, factorization, "
         "training, search, finetune, resources",
     ]
