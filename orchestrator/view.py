@@ -116,9 +116,10 @@ class SweepView:
 
 
 def _open_table(runs: list[OpenRun], config: SweepConfig) -> Table:
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("run", "epoch", "val acc.", "MACs", "settings"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+    for heading in ("run", "epoch", "val acc.", "MACs"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)  # takes what the others leave
     for run in runs[:_SHOWN_RUNS]:
         metrics = run.metrics
         settings = ", ".join(f"{key} {_short(value)}" for key, value in run.job.settings.items())

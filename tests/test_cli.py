@@ -109,7 +109,7 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, tmp_path, ending):
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             wait_for(lambda: mid_search(output), process, "a trial has ended")
-            process.send_signal(ending)
+            os.killpg(process.pid, ending)  # as a terminal does: to the driver and all that share its group
             code = process.wait(LIMIT_S)
         finally:
             process.kill()
