@@ -57,7 +57,7 @@ def sweep(
 def validate(config: _Config, set_: _Set = None) -> None:
     """Check a configuration, its search space and its data without training anything."""
     from orchestrator.config import dump_config, load_config
-    from orchestrator.pipeline import plan_sweep
+    from orchestrator.plan import plan_sweep
 
     loaded = load_config(config, set_ or [])
     plan = plan_sweep(loaded)

@@ -39,7 +39,7 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_sweep() -> SweepConfig:
     """A sweep of seconds: four trials of two epochs, one after the other."""
     return SweepConfig(

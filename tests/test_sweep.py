@@ -47,26 +47,10 @@ def study_states(output):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, ray_cluster):
+def finished(tmp_path_factory, ray_cluster, small_sweep):
     """A finished sweep: its output directory and what it returned."""
     output = tmp_path_factory.mktemp("finished") / "sweep"
-    config = load_config_of_small_sweep()
-    return output, config, run(config, output)
-
-
-def load_config_of_small_sweep():
-    from orchestrator.config import FinetuneConfig, SearchConfig, SweepConfig
-    from trainers.config import ModelConfig, TrainingConfig
-
-    return SweepConfig(
-        name="small",
-        model=ModelConfig("tiny"),
-        data=DataConfig("digits", validation_fraction=0.2),
-        search_space="spaces:quick",
-        training=TrainingConfig(batch_size=64, pretrain_epochs=2, epochs=2, learning_rate=2e-3),
-        search=SearchConfig(num_trials=4, max_concurrent=1),
-        finetune=FinetuneConfig(num_models=2, epochs=1),
-    )
+    return output, small_sweep, run(small_sweep, output)
 
 
 class TestFinishedSweep:

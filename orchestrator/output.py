@@ -1,0 +1,106 @@
+"""A sweep's output directory: whose it is, and the small files of it that are rewritten whole."""
+
+import fcntl
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from orchestrator.config import SweepConfig, dump_config, load_config
+from orchestrator.paths import SweepPaths
+from trainers.atomic import atomic_file
+from trainers.config import as_record
+from trainers.errors import SweepError
+
+
+@contextmanager
+def claimed(paths: SweepPaths, config: SweepConfig) -> Iterator[None]:
+    """Make the directory this sweep's and keep it for this process until the block ends.
+
+    Raises SweepError where it is another sweep's, in use, or not writable.
+    """
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        lock = paths.lock.open("a+")
+    except PermissionError as error:
+        raise SweepError(f"the output directory must be writable, but: {error}; use another --output") from error
+    with lock:
+        _take(lock, paths)
+        require_ours_or_empty(paths, config)
+        write_text(paths.config, dump_config(config))
+        yield
+
+
+def require_ours_or_empty(paths: SweepPaths, config: SweepConfig) -> None:
+    """Check that the output directory is new or holds this sweep; only where and how much it runs may have changed."""
+    if paths.config.exists():
+        there, here = _fixed_settings(load_config(paths.config)), _fixed_settings(config)
+        changed = [
+            f"{key}: {there.get(key)!r} there, {here[key]!r} here" for key in here if there.get(key) != here[key]
+        ]
+        if changed:
+            raise SweepError(
+                f"{paths.root} holds a sweep of another configuration ({'; '.join(changed)}); use another --output"
+            )
+    elif paths.root.exists() and (not paths.root.is_dir() or set(paths.root.iterdir()) - {paths.lock}):
+        raise SweepError(f"{paths.root} must be empty or hold a sweep, but holds other files; use another --output")
+
+
+def _take(file: TextIO, paths: SweepPaths) -> None:
+    """Lock the open lock file; the lock goes with the process, however it ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise SweepError(
+            f"{paths.root} is in use by a sweep ({owner}); wait for it, or use another --output"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+
+
+def flat_settings(config: SweepConfig) -> dict[str, object]:
+    """Return the settings by their path, `training.epochs`."""
+    return _flatten(as_record(config))
+
+
+def _flatten(record: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in record.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _fixed_settings(config: SweepConfig) -> dict[str, object]:
+    """The settings that results depend on: not the number of trials, nor where data and processors are."""
+    flat = flat_settings(config)
+    free = {"search.num_trials", "search.max_concurrent", "data.root", "data.download"}
+    return {key: value for key, value in flat.items() if key not in free and not key.startswith("resources.")}
+
+
+def read_state(paths: SweepPaths) -> dict[str, str]:
+    """Return the sweep's identity, a new one where there is none: "sweep_id", "tracking_uri", "parent_run_id"."""
+    try:
+        if not paths.state.exists():
+            return {"sweep_id": uuid.uuid4().hex, "tracking_uri": "", "parent_run_id": ""}
+        state: dict[str, str] = json.loads(paths.state.read_text())
+        return {key: state[key] for key in ("sweep_id", "tracking_uri", "parent_run_id")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"{paths.state} must be readable JSON, but: {error}; use another --output") from error
+
+
+def write_state(paths: SweepPaths, state: dict[str, str]) -> None:
+    """Keep the sweep's identity for the next start."""
+    write_text(paths.state, json.dumps(state, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,62 @@
+"""What a configuration leads to, found out before anything is trained or written."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from orchestrator.config import SweepConfig
+from search_spaces import find_search_space
+from trainers.config import Decomposition
+from trainers.cost import Cost, measure_cost
+from trainers.data import ImageData, check_test_split, load_train_validation
+from trainers.errors import ConfigError
+from trainers.models import ModelSpec, build_model
+from trainers.surgery import LayerReport, factorize
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a configuration leads to: its data, the decompositions its search space can choose, the dense network's cost,
+    and what becomes of each layer.
+    """
+
+    data: ImageData
+    decompositions: list[Decomposition]
+    dense_cost: Cost
+    layers: list[LayerReport]
+
+
+def plan_sweep(config: SweepConfig) -> SweepPlan:
+    """Read and check what the configuration names: search space, data, and that the model takes the data.
+
+    Trains nothing. Raises ConfigError or DataError.
+    """
+    from orchestrator.searcher import probe_search_space
+
+    decompositions = probe_search_space(find_search_space(config.search_space))
+    check_test_split(config.data)
+    data = load_train_validation(config.data)
+    spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
+    with torch.device("meta"):
+        model = build_model(spec)
+        cost = measure_cost(model, spec.sample_shape)
+        _require_patterns_that_match(config, model)
+        layers = factorize(model, decompositions[0], spec.sample_shape, config.factorization)
+    if not any(layer.status == "factorized" for layer in layers):
+        reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers)
+        raise ConfigError([("factorization", f"must leave at least one layer to decompose, but skips all: {reasons}")])
+    return SweepPlan(data, decompositions, cost, layers)
+
+
+def _require_patterns_that_match(config: SweepConfig, model: torch.nn.Module) -> None:
+    """A pattern that names no module is a slip of the pen: left alone, it would decompose what was to stay dense."""
+    names = [name for name, _ in model.named_modules()]
+    idle = [
+        (f"factorization.{key}", f"each pattern must match a module, but {pattern!r} matches none")
+        for key in ("include", "exclude")
+        for pattern in getattr(config.factorization, key)
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+    if idle:
+        raise ConfigError(idle)
