@@ -15,6 +15,8 @@ from orchestrator.jobs import Job, job_configs, job_epochs
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName, write_records
 from trainers.config import as_record
+from trainers.recipe import MODEL_FILE
+from trainers.saved_model import load_model
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
@@ -102,13 +104,27 @@ class Ledger:
             bad = sorted(key for key, value in run.metrics.items() if not np.isfinite(value))
             error = f"NonFiniteError: metrics must be finite, but {', '.join(bad)} is not"
         record = self._record_of(run, error)
-        self._tracker.set_tags(run.run_id, {"state": record.state} | ({"error": error[-2000:]} if error else {}))
-        self._tracker.end_run(run.run_id, "FAILED" if error else "FINISHED")
+        self._end_in_mlflow(record)
         with self._lock:
             del self._open[name]
             self._records[name] = record
         write_records(list(self._records.values()), self._paths.results)
         return record
+
+    def redeliver(self) -> None:
+        """Tell MLflow again of ended runs that it holds open: a driver that is killed takes unsent records with it."""
+        held_open = self._tracker.open_runs()
+        for record in self._records.values():
+            if record.run_id not in held_open:
+                continue
+            model_file = self._paths.run(record.name) / MODEL_FILE
+            history = load_model(model_file).history if record.state == "COMPLETE" else []
+            for result in history:
+                self._tracker.log_metrics(record.run_id, result["metrics"], result["epoch"], result["ended_at_s"])
+            if record.test_accuracy is not None and record.test_loss is not None:
+                test = {"test_accuracy": record.test_accuracy, "test_loss": record.test_loss}
+                self._tracker.log_metrics(record.run_id, test, history[-1]["epoch"], history[-1]["ended_at_s"])
+            self._end_in_mlflow(record)
 
     def interrupted(self) -> None:
         """The sweep stops here: open runs are marked as killed; the next start takes them up again."""
@@ -121,6 +137,11 @@ class Ledger:
             return Snapshot(
                 list(self._records.values()), [replace(run) for run in self._open.values()], list(self._epoch_durations)
             )
+
+    def _end_in_mlflow(self, record: RunRecord) -> None:
+        error = {} if record.error is None else {"error": record.error[-2000:]}
+        self._tracker.set_tags(record.run_id, {"state": record.state, **error})
+        self._tracker.end_run(record.run_id, "FINISHED" if record.state == "COMPLETE" else "FAILED")
 
     def _record_of(self, run: OpenRun, error: str | None) -> RunRecord:
         job, metrics = run.job, run.metrics

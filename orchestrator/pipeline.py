@@ -70,6 +70,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         write_state(paths, {**state, "tracking_uri": target.uri, "parent_run_id": tracker.parent_run_id})
         write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
         tracker.describe_sweep(flat_settings(config), _cost_tags(plan.dense_cost))
+        ledger.redeliver()
         view = SweepView(console, config, len(plan.decompositions))
         with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
             _run_stages(config, paths, plan, ledger, study)

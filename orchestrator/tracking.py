@@ -102,6 +102,11 @@ class Tracker:
             _log.warning("MLflow has no run for %s: %s", name, error)
             return ""
 
+    def open_runs(self) -> set[str]:
+        """Return the ids of this sweep's runs that MLflow still holds for running."""
+        query = f"tags.sweep_id = '{self._sweep_id}' AND attributes.status = 'RUNNING'"
+        return {run.info.run_id for run in self._client.search_runs([self.experiment_id], query)}
+
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, ended_at_s: float) -> None:
         """Record one epoch's metrics."""
         time_ms = int(ended_at_s * 1000)

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import asdict, replace
 
 import pytest
@@ -224,6 +226,28 @@ def test_a_directory_in_use_is_refused_with_its_owner(finished):
         with pytest.raises(SweepError, match=r"is in use by a sweep \(process \d+ on .*\)"):
             run(config, output)
     assert run(config, output).finalists
+
+
+def test_what_a_killed_driver_had_not_sent_to_mlflow_is_sent_by_the_next_one(finished, tmp_path):
+    output, config, front = finished
+    copied = tmp_path / "copied"
+    shutil.copytree(output, copied)
+    records = {record.name: record for record in read_records(SweepPaths(copied).results)}
+    lost = [records["trial-0000"], records[front.finalists[0].name]]
+    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
+    kept = [client.get_run(record.run_id).data.metrics for record in lost]
+    with closing(sqlite3.connect(copied / "mlflow.db")) as connection, connection:
+        for record in lost:
+            connection.execute("DELETE FROM metrics WHERE run_uuid = ?", (record.run_id,))
+            connection.execute("DELETE FROM latest_metrics WHERE run_uuid = ?", (record.run_id,))
+    for record in lost:
+        client.update_run(record.run_id, status="RUNNING")
+    run(config, copied)
+    for record, metrics in zip(lost, kept, strict=True):
+        found = client.get_run(record.run_id)
+        assert (found.info.status, found.data.metrics) == ("FINISHED", metrics)
+        steps = [metric.step for metric in client.get_metric_history(record.run_id, "val_accuracy")]
+        assert steps == list(range(1, record.epochs + 1))
 
 
 def test_a_finalist_that_fails_is_an_error_and_is_tried_again(finished, tmp_path):
