@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config import SweepConfig
-from orchestrator.jobs import job_epochs
+from orchestrator.jobs import DENSE_JOB, job_epochs
 from orchestrator.ledger import Ledger, OpenRun, Snapshot
 from orchestrator.objectives import front_hypervolume, front_of
 from orchestrator.records import RunRecord
@@ -101,7 +101,7 @@ class SweepView:
         """Epochs still to be trained, at the mean duration so far, over the runs at once."""
         config = self._config
         training, finetune = config.training, config.finetune
-        dense = training.pretrain_epochs + training.epochs + finetune.epochs
+        dense = job_epochs(DENSE_JOB, config)
         total = (
             self._num_stage1 * training.pretrain_epochs
             + config.search.num_trials * training.epochs

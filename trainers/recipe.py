@@ -11,6 +11,7 @@ Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Setting:
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    @property
+    @cached_property
     def dense_cost(self) -> Cost:
         """The cost of the network as it is before any decomposition; ratios are to it."""
         return dense_cost(self.spec)
@@ -96,16 +97,16 @@ def regularize(
     setting: Setting, method: SVDTrainingConfig, start_from: Path, directory: Path | None = None
 ) -> Iterator[EpochResult]:
     """Stage 2: `training.epochs` with sparsity, from stage 1's model file; metrics are those of the pruned copy."""
+    saved = load_model(start_from)
 
     def start() -> tuple[nn.Module, ModelForm]:
-        saved = load_model(start_from)
         if saved.form.decomposition != method.decomposition:
             raise ValueError(
                 f"{start_from} must be decomposed as {method.decomposition!r}, but is {saved.form.decomposition!r}"
             )
         return saved.model, saved.form
 
-    config = {"training": _training_record(setting), "method": as_record(method), "start": _start_record(start_from)}
+    config = {"training": _training_record(setting), "method": as_record(method), "start": _start_record(saved)}
     stage = _stage("regularize", setting, setting.training.epochs, directory, config)
 
     def evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
@@ -121,15 +122,16 @@ def finetune(
     """Stage 3: prune stage 2's model file by `energy` and train the low-rank network for `epochs`."""
     found: list[PrunedModel] = []
 
+    saved = load_model(start_from)
+
     def start() -> tuple[nn.Module, ModelForm]:
-        saved = load_model(start_from)
         found.append(prune_by_energy(saved.model, energy, setting.spec.sample_shape))
         return found[0].model, replace(saved.form, layers=tuple(found[0].layers))
 
     def evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
         return {**_evaluator(model, setting), **_rank_metrics(found[0])}
 
-    config = {"training": _training_record(setting), "energy": energy, "start": _start_record(start_from)}
+    config = {"training": _training_record(setting), "energy": energy, "start": _start_record(saved)}
     stage = _stage("finetune", setting, epochs, directory, config)
     yield from _run(stage, setting, directory, start, None, evaluator)
 
@@ -157,9 +159,8 @@ def _training_record(setting: Setting) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("pretrain_epochs", "epochs")}
 
 
-def _start_record(path: Path) -> dict[str, Any]:
+def _start_record(saved: SavedModel) -> dict[str, Any]:
     """How the model that a stage starts from was trained: another start is another configuration."""
-    saved = load_model(path)
     return {"config": saved.config, "last": saved.history[-1]["metrics"]}
 
 

@@ -61,7 +61,7 @@ def load_model(path: Path) -> SavedModel:
     try:
         spec = ModelSpec(
             ModelConfig(**_tuples(payload["spec"]["model"])),
-            payload["spec"]["sample_shape"] and tuple(payload["spec"]["sample_shape"]),
+            tuple(payload["spec"]["sample_shape"]),
             payload["spec"]["num_classes"],
         )
         layers = payload["form"]["layers"]
