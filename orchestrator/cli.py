@@ -57,6 +57,7 @@ def sweep(
 def validate(config: _Config, set_: _Set = None) -> None:
     """Check a configuration, its search space and its data without training anything."""
     from orchestrator.config import dump_config, load_config
+    from orchestrator.jobs import pretrain_job
     from orchestrator.plan import plan_sweep
 
     loaded = load_config(config, set_ or [])
@@ -65,7 +66,9 @@ def validate(config: _Config, set_: _Set = None) -> None:
     print(dump_config(loaded), end="")
     print(f"# valid. Dense network: {cost.macs:,} MACs ({cost.flops:,} FLOPs), {cost.params:,} parameters")
     print(f"# counted by {cost.counter}; operators not counted: {', '.join(cost.uncounted) or 'none'}")
-    print(f"# decompositions in the search space: {', '.join(plan.decompositions)}")
+    print(
+        f"# runs of stage 1 that the search space needs: {', '.join(pretrain_job(start).name for start in plan.starts)}"
+    )
     for layer in plan.layers:
         print(
             f"#   {layer.name} ({layer.kind}, {layer.params:,}): {layer.status}{layer.reason and ', ' + layer.reason}"

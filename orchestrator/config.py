@@ -18,6 +18,7 @@ from orchestrator.yaml_source import YamlSource, parse_override
 from search_spaces import find_search_space
 from trainers.config import (
     DataConfig,
+    DistillationConfig,
     FactorizationConfig,
     ModelConfig,
     TrainingConfig,
@@ -52,11 +53,15 @@ class SearchConfig(Section):
 
 @dataclass(frozen=True)
 class FinetuneConfig(Section):
-    """The final stage: at most `num_models` finalists, `epochs` each; `learning_rate` null means the trial's own."""
+    """The final stage: at most `num_models` finalists, `epochs` each; `learning_rate` null means the trial's own.
+
+    `distillation`: the finalists also learn from the full-rank network of stage 1 that they come from.
+    """
 
     num_models: Annotated[int, at_least(1)] = 5
     epochs: Annotated[int, at_least(1)] = 20
     learning_rate: Annotated[float | None, greater_than(0)] = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 
 @dataclass(frozen=True)

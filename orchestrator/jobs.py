@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.config import SweepConfig
 from orchestrator.paths import SweepPaths
 from orchestrator.records import StageName
-from trainers.config import SVDTrainingConfig, TrainingConfig, apply_settings
+from trainers.config import MethodConfig, TrainingConfig, apply_settings
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,22 @@ class Job:
     trial_number: int | None = None
 
 
-def pretrain_job(decomposition: str) -> Job:
-    """Stage 1 for one decomposition, shared by all trials that use it."""
-    return Job(f"pretrain-{decomposition}", "pretrain", {"decomposition": decomposition})
+def pretrain_job(start: MethodConfig) -> Job:
+    """Stage 1 in one form (`trainers.methods.pretraining`), shared by all trials that start from it."""
+    if start.method == "svd_training":
+        return Job(f"pretrain-{start.decomposition}", "pretrain", {"decomposition": start.decomposition})
+    if start.method == "lorita":
+        settings = {"method": "lorita", "decomposition": start.decomposition, "num_factors": start.num_factors}
+        return Job(f"pretrain-lorita{start.num_factors}-{start.decomposition}", "pretrain", settings)
+    return Job(f"pretrain-{start.method}", "pretrain", {"method": start.method})
 
 
 def trial_job(name: str, number: int, settings: dict[str, Any]) -> Job:
     """Stage 2 with one choice of the search space."""
-    method = apply_settings(settings, TrainingConfig(), SVDTrainingConfig())[1]
-    return Job(name, "trial", settings, pretrain_job(method.decomposition).name, number)
+    from trainers.methods import pretraining
+
+    method = apply_settings(settings, TrainingConfig(), MethodConfig())[1]
+    return Job(name, "trial", settings, pretrain_job(pretraining(method)).name, number)
 
 
 def finetune_job(trial: Job) -> Job:
@@ -42,12 +49,14 @@ def finetune_job(trial: Job) -> Job:
 DENSE_JOB = Job("dense", "dense", {})
 
 
-def job_configs(job: Job, config: SweepConfig) -> tuple[TrainingConfig, SVDTrainingConfig]:
+def job_configs(job: Job, config: SweepConfig) -> tuple[TrainingConfig, MethodConfig]:
     """Return the training and method settings in force for `job`."""
-    training, method = apply_settings(job.settings, config.training, SVDTrainingConfig())
+    from trainers.methods import resolve
+
+    training, method = apply_settings(job.settings, config.training, MethodConfig())
     if job.stage == "finetune" and config.finetune.learning_rate is not None:
         training = replace(training, learning_rate=config.finetune.learning_rate)
-    return training, method
+    return training, resolve(method)
 
 
 def job_epochs(job: Job, config: SweepConfig) -> int:
@@ -101,9 +110,11 @@ def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) 
     elif job.stage == "pretrain":
         results = recipe.pretrain(setting, method, folder)
     elif job.stage == "trial":
-        results = recipe.regularize(setting, method, source, folder)
+        results = recipe.compress(setting, method, source, folder)
     else:
-        results = recipe.finetune(setting, method.energy, epochs, source, folder)
+        teacher = paths.run(trial_job("", 0, job.settings).source or "") / recipe.MODEL_FILE  # stage 1, at full rank
+        distillation = config.finetune.distillation
+        results = recipe.finetune(setting, method, epochs, source, folder, distillation, teacher)
     for result in results:
         yield {**result.record(), "replayed": result.replayed}
 
@@ -116,7 +127,7 @@ def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[
     scores = recipe.evaluate_model_file(
         model_file, ImageData.from_arrays(test_arrays), _device(config), config.training.dtype
     )
-    return {"test_accuracy": scores["accuracy"], "test_loss": scores["loss"]}
+    return {f"test_{name}": value for name, value in scores.items()}
 
 
 def _device(config: SweepConfig) -> Any:

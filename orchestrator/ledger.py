@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
 
 # metrics that are columns of the table under the same name
+_SCORES = ("accuracy", "top5_accuracy", "macro_f1", "loss")
+_TEST = tuple(f"test_{name}" for name in _SCORES)
 _COLUMNS = (
-    "val_accuracy", "val_loss", "train_loss", "test_accuracy", "test_loss", "orthogonality_error", "macs", "macs_ratio",
-    "params", "params_ratio", "rank_ratio",
+    *(f"val_{name}" for name in _SCORES), *_TEST, "train_loss", "orthogonality_error", "macs", "macs_ratio", "params",
+    "params_ratio", "rank_ratio",
 )  # fmt: skip
+# which of the columns `energy` and `budget` a rank rule reads
+_NUMBER_OF_RULE = {"energy": "energy", "equal_error": "budget", "knapsack": "budget", "greedy": "budget"}
 _COUNTS = ("macs", "params")
 
 
@@ -79,7 +83,7 @@ class Ledger:
         params = {**as_record(training), "epochs": job_epochs(job, self._config), **job.settings}
         if job.stage in ("trial", "finetune"):
             params |= as_record(method)
-        tags = {"method": "dense" if job.stage == "dense" else "svd_training", "state": "RUNNING"}
+        tags = {"method": "dense" if job.stage == "dense" else method.method, "state": "RUNNING"}
         if job.source is not None and (source := self._records.get(job.source)) is not None:
             tags["source_run_id"] = source.run_id
         run_id = self._tracker.start_run(job.name, job.stage, params, tags)
@@ -121,8 +125,8 @@ class Ledger:
             history = load_model(model_file).history if record.state == "COMPLETE" else []
             for result in history:
                 self._tracker.log_metrics(record.run_id, result["metrics"], result["epoch"], result["ended_at_s"])
-            if record.test_accuracy is not None and record.test_loss is not None:
-                test = {"test_accuracy": record.test_accuracy, "test_loss": record.test_loss}
+            test = {name: value for name in _TEST if (value := getattr(record, name)) is not None}
+            if test and history:
                 self._tracker.log_metrics(record.run_id, test, history[-1]["epoch"], history[-1]["ended_at_s"])
             self._end_in_mlflow(record)
 
@@ -150,7 +154,10 @@ class Ledger:
         columns: dict[str, Any] = {
             key: int(metrics[key]) if key in _COUNTS else metrics[key] for key in _COLUMNS if key in metrics
         }
-        in_force = as_record(method) if job.stage in ("trial", "finetune") else dict(job.settings)
+        in_force = dict(job.settings)
+        if job.stage in ("trial", "finetune"):
+            unused = {"energy", "budget"} - {_NUMBER_OF_RULE.get(method.rank_rule or "")}
+            in_force = {key: value for key, value in as_record(method).items() if key not in unused}
         return RunRecord(
             name=job.name,
             stage=job.stage,

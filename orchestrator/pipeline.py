@@ -71,7 +71,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
         tracker.describe_sweep(flat_settings(config), _cost_tags(plan.dense_cost))
         ledger.redeliver()
-        view = SweepView(console, config, len(plan.decompositions))
+        view = SweepView(console, config, len(plan.starts))
         with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
             _run_stages(config, paths, plan, ledger, study)
         status = "FINISHED"
@@ -92,7 +92,7 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     from orchestrator.search import run_jobs, run_search
 
     data = ray.put(plan.data.arrays())
-    run_jobs([pretrain_job(name) for name in plan.decompositions], config, paths, data, ledger)
+    run_jobs([pretrain_job(start) for start in plan.starts], config, paths, data, ledger)
     _require_complete(ledger.records("pretrain"))
     missing = config.search.num_trials - len(ledger.records("trial"))
     if missing > 0:

@@ -7,22 +7,22 @@ import torch
 
 from orchestrator.config import SweepConfig
 from search_spaces import find_search_space
-from trainers.config import Decomposition
+from trainers.config import MethodConfig
 from trainers.cost import Cost, measure_cost
 from trainers.data import ImageData, check_test_split, load_train_validation
 from trainers.errors import ConfigError
 from trainers.models import ModelSpec, build_model
-from trainers.surgery import LayerReport, factorize
+from trainers.surgery import LayerReport, layer_reports
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a configuration leads to: its data, the decompositions its search space can choose, the dense network's cost,
+    """What a configuration leads to: its data, the forms of stage 1 that its search space needs, the dense network's cost,
     and what becomes of each layer.
     """
 
     data: ImageData
-    decompositions: list[Decomposition]
+    starts: list[MethodConfig]
     dense_cost: Cost
     layers: list[LayerReport]
 
@@ -34,7 +34,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     """
     from orchestrator.searcher import probe_search_space
 
-    decompositions = probe_search_space(find_search_space(config.search_space))
+    starts = probe_search_space(find_search_space(config.search_space))
     check_test_split(config.data)
     data = load_train_validation(config.data)
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
@@ -42,11 +42,11 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         model = build_model(spec)
         cost = measure_cost(model, spec.sample_shape)
         _require_patterns_that_match(config, model)
-        layers = factorize(model, decompositions[0], spec.sample_shape, config.factorization)
+        layers = layer_reports(model, spec.sample_shape, config.factorization)
     if not any(layer.status == "factorized" for layer in layers):
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers)
         raise ConfigError([("factorization", f"must leave at least one layer to decompose, but skips all: {reasons}")])
-    return SweepPlan(data, decompositions, cost, layers)
+    return SweepPlan(data, starts, cost, layers)
 
 
 def _require_patterns_that_match(config: SweepConfig, model: torch.nn.Module) -> None:

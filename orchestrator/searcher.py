@@ -22,8 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from ray.tune.search import Searcher
 
 from orchestrator.records import RunRecord
-from trainers.config import Decomposition, SVDTrainingConfig, TrainingConfig, apply_settings, as_record
+from trainers.config import MethodConfig, TrainingConfig, apply_settings, as_record
 from trainers.errors import ConfigError, SweepError
+from trainers.methods import pretraining
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
@@ -101,23 +102,23 @@ def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:
         study.tell(number, values=[float(value) for value in values if value is not None])
 
 
-def probe_search_space(space: "SearchSpace") -> list[Decomposition]:
-    """Call the space on random draws; returns the decompositions it can choose, in order of first appearance.
+def probe_search_space(space: "SearchSpace") -> list[MethodConfig]:
+    """Call the space on random draws; returns the forms of stage 1 that its choices start from, in order of appearance.
 
     Raises ConfigError where it fails or gives a setting that does not exist or breaks a rule.
     """
     study = optuna.create_study(directions=DIRECTIONS, sampler=RandomSampler(seed=0))
-    found: dict[Decomposition, None] = {}
+    found: dict[MethodConfig, None] = {}
     for _ in range(_PROBES):
-        found[_choose(space, study.ask())[1].decomposition] = None
+        found[pretraining(_choose(space, study.ask())[1])] = None
     return list(found)
 
 
-def _choose(space: "SearchSpace", trial: optuna.Trial) -> tuple[dict[str, Any], SVDTrainingConfig]:
+def _choose(space: "SearchSpace", trial: optuna.Trial) -> tuple[dict[str, Any], MethodConfig]:
     """Call the space; returns its settings as plain values and the method they make. Raises ConfigError."""
     try:
         settings = json.loads(json.dumps(space(trial), default=_plain_number))
-        training, method = apply_settings(settings, TrainingConfig(), SVDTrainingConfig())
+        training, method = apply_settings(settings, TrainingConfig(), MethodConfig())
         for section in (training, method):  # types too: a batch size of 64.0 would fail in the worker
             TypeAdapter(type(section)).validate_json(json.dumps(as_record(section)), strict=True)
     except ConfigError as error:

@@ -11,7 +11,7 @@ from orchestrator.config import SweepConfig, dump_config, load_config
 from orchestrator.yaml_source import parse_override
 from trainers.config import (
     DataConfig,
-    SVDTrainingConfig,
+    MethodConfig,
     TrainingConfig,
     apply_settings,
 )
@@ -189,21 +189,21 @@ class TestSections:
 
     def test_unknown_names_list_the_known_ones(self):
         with pytest.raises(ConfigError, match=r"unknown regularizer 'hoier', did you mean 'hoyer'\? known: l1, hoyer"):
-            SVDTrainingConfig(regularizer="hoier")
+            MethodConfig(regularizer="hoier")
 
 
 class TestApplySettings:
     def test_each_key_goes_to_its_section(self):
         settings = {"energy": 0.3, "learning_rate": 0.1, "regularizer": "l1"}
-        training, method = apply_settings(settings, TrainingConfig(epochs=7), SVDTrainingConfig())
+        training, method = apply_settings(settings, TrainingConfig(epochs=7), MethodConfig())
         assert (training.learning_rate, training.epochs) == (0.1, 7)
         assert (method.energy, method.regularizer) == (0.3, "l1")
 
     @pytest.mark.parametrize("key", ["enegry", "epochs", "pretrain_epochs", "seed", "dtype"])
     def test_what_the_search_may_not_set_is_refused(self, key):
         with pytest.raises(ConfigError, match=f"unknown setting '{key}'"):
-            apply_settings({key: 1}, TrainingConfig(), SVDTrainingConfig())
+            apply_settings({key: 1}, TrainingConfig(), MethodConfig())
 
     def test_values_obey_their_rules(self):
         with pytest.raises(ConfigError, match="energy: must be a number with 0 <= value < 1, but got 2"):
-            apply_settings({"energy": 2}, TrainingConfig(), SVDTrainingConfig())
+            apply_settings({"energy": 2}, TrainingConfig(), MethodConfig())

@@ -9,10 +9,10 @@ from torch import nn
 
 from orchestrator.searcher import probe_search_space
 from search_spaces import SEARCH_SPACES, find_search_space
-from trainers.config import ModelConfig, SVDTrainingConfig, TrainingConfig, apply_settings
+from trainers.config import ModelConfig, MethodConfig, TrainingConfig, apply_settings
 from trainers.cost import measure_cost
 from trainers.data import DATASETS
-from trainers.deploy import prune_by_energy
+from trainers.deploy import prune
 from trainers.errors import ConfigError
 from trainers.models import MODELS, ModelSpec, build_model, model_names
 from trainers.regularizers import SPARSITY
@@ -64,7 +64,7 @@ def check_conversion(name, decomposition):
         assert sum(report.params for report in reports) == params
         assert any(report.status == "factorized" for report in reports)
         dense = measure_cost(build_model(spec), spec.sample_shape)
-        pruned = prune_by_energy(model, 0.5, spec.sample_shape)
+        pruned = prune(model, RankConfig(energy=0.5), spec.sample_shape)
         cost = measure_cost(pruned.model, spec.sample_shape)
         assert cost.macs < dense.macs
         assert pruned.model(x).shape == expected.shape
@@ -137,7 +137,7 @@ class TestSearchSpaces:
         for _ in range(50):
             trial = study.ask()
             settings = space(trial)
-            training, method = apply_settings(settings, TrainingConfig(), SVDTrainingConfig())
+            training, method = apply_settings(settings, TrainingConfig(), MethodConfig())
             assert 0 < method.energy < 1
             assert training.learning_rate > 0
             assert space(optuna.trial.FixedTrial(trial.params)) == settings

@@ -6,7 +6,7 @@ from torch import nn
 
 from trainers.config import ModelConfig
 from trainers.cost import measure_cost
-from trainers.deploy import deploy, exact_spectra, plan_deployment, prune_by_energy
+from trainers.deploy import deploy, exact_spectra, plan_deployment, prune
 from trainers.errors import NonFiniteError
 from trainers.layers import svd_layers
 from trainers.models import ModelSpec, build_model
@@ -38,13 +38,13 @@ class TestEveryNetwork:
     def test_without_a_cut_outputs_stay_equal(self, spec, decomposition):
         model = decomposed(spec, decomposition)
         x = torch.randn(2, *spec.sample_shape, dtype=torch.float64)
-        deployed = prune_by_energy(model, 0.0, spec.sample_shape).model
+        deployed = prune(model, RankConfig(energy=0.0), spec.sample_shape).model
         torch.testing.assert_close(deployed(x), model(x), rtol=0, atol=1e-10)
 
     def test_the_pruned_model_is_ordinary_and_the_trained_one_untouched(self, spec, decomposition):
         model = decomposed(spec, decomposition)
         before = copy.deepcopy(model.state_dict())
-        pruned = prune_by_energy(model, 0.1, spec.sample_shape)
+        pruned = prune(model, RankConfig(energy=0.1), spec.sample_shape)
         assert not svd_layers(pruned.model)
         assert list(pruned.ranks) == list(svd_layers(model))
         for name, value in model.state_dict().items():
@@ -54,7 +54,7 @@ class TestEveryNetwork:
     def test_each_cut_is_the_best_of_its_rank(self, spec, decomposition):
         """The product of the two layers is the truncated SVD of the trained W, although U is not orthogonal."""
         model = decomposed(spec, decomposition)
-        pruned = prune_by_energy(model, 0.1, spec.sample_shape)
+        pruned = prune(model, RankConfig(energy=0.1), spec.sample_shape)
         for planned in pruned.layers:
             if planned.form == "dense":
                 continue
@@ -104,7 +104,7 @@ def test_rank_ratio_counts_dense_layers_as_full():
     factorize(model, "channel", (8,))
     with torch.no_grad():
         model[0].s[1:] = 0
-    pruned = prune_by_energy(model, 1e-6, (8,))
+    pruned = prune(model, RankConfig(energy=1e-6), (8,))
     assert pruned.ranks == {"0": 1, "1": 8}
     assert pruned.rank_ratio == 9 / 16
 
@@ -121,7 +121,7 @@ def test_a_weight_that_is_not_finite_is_an_error():
     with torch.no_grad():
         model[0].s[0] = float("nan")
     with pytest.raises(NonFiniteError):
-        prune_by_energy(model, 0.1, (4,))
+        prune(model, RankConfig(energy=0.1), (4,))
 
 
 def test_geometry_of_a_decomposed_model_is_that_of_the_dense_one():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainers.factorization import balanced_factors, exact_svd, from_matrix, to_matrix
-from trainers.layers import SVDConv2d, SVDLinear, svd_layers
+from trainers.layers import SVDConv, SVDLinear, svd_layers
 
 DECOMPOSITIONS = ["channel", "spatial"]
 CONVOLUTIONS = [
@@ -35,7 +35,7 @@ def conv(options, channels=(4, 6)):
 )
 def test_convolution_equals_the_dense_one_at_full_rank_decomposed_and_deployed(options, decomposition, channels):
     dense = conv(options, channels)
-    layer = SVDConv2d(dense, decomposition)
+    layer = SVDConv(dense, decomposition)
     x = torch.randn(2, channels[0], 11, 12, dtype=torch.float64)
     expected = dense(x)
     close = {"rtol": 0, "atol": 1e-12}
@@ -50,7 +50,7 @@ def test_convolution_equals_the_dense_one_at_full_rank_decomposed_and_deployed(o
 @pytest.mark.parametrize("rank", [1, 3])
 def test_two_layers_compute_with_the_truncated_weight(options, decomposition, rank):
     dense = conv(options)
-    layer = SVDConv2d(dense, decomposition)
+    layer = SVDConv(dense, decomposition)
     left, right = balanced_factors(*exact_svd(layer.matrix()), rank)
     truncated = layer.dense(from_matrix(left @ right, layer.weight_shape, decomposition))
     deployed = layer.low_rank(left, right)
@@ -78,7 +78,7 @@ def test_linear_equals_the_dense_one_at_full_rank_decomposed_and_deployed(shape,
 
 @pytest.mark.parametrize("decomposition", DECOMPOSITIONS)
 def test_gradients_of_the_convolution(decomposition):
-    layer = SVDConv2d(conv({"kernel_size": 3, "padding": 1, "stride": 2}, (2, 3)), decomposition)
+    layer = SVDConv(conv({"kernel_size": 3, "padding": 1, "stride": 2}, (2, 3)), decomposition)
     x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
     parameters = [layer.u, layer.s, layer.vt, layer.bias]
     assert torch.autograd.gradcheck(lambda *_: layer(x), [x, *parameters])
@@ -92,7 +92,7 @@ def test_gradients_of_the_linear_layer():
 
 @pytest.mark.parametrize("decomposition", DECOMPOSITIONS)
 def test_parameters_are_the_factors_and_the_bias(decomposition):
-    layer = SVDConv2d(conv({"kernel_size": 3}), decomposition)
+    layer = SVDConv(conv({"kernel_size": 3}), decomposition)
     m, n = to_matrix(torch.empty(6, 4, 3, 3), decomposition).shape
     rank = min(m, n)
     shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
@@ -102,7 +102,7 @@ def test_parameters_are_the_factors_and_the_bias(decomposition):
 
 def test_grouped_convolutions_are_refused():
     with pytest.raises(ValueError, match="groups must be 1, but got 2"):
-        SVDConv2d(nn.Conv2d(4, 4, 3, groups=2), "channel")
+        SVDConv(nn.Conv2d(4, 4, 3, groups=2), "channel")
 
 
 def test_svd_layers_are_found_by_path():

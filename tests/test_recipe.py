@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainers.checkpoint import write_payload
-from trainers.config import FactorizationConfig, ModelConfig, SVDTrainingConfig, TrainingConfig
+from trainers.config import FactorizationConfig, ModelConfig, MethodConfig, TrainingConfig
 from trainers.cost import measure_cost
 from trainers.data import DataConfig, load_test
 from trainers.errors import CheckpointError, NonFiniteError
@@ -17,7 +17,7 @@ from trainers.models import ModelSpec
 from trainers.recipe import Setting, evaluate_model_file, finetune, pretrain, regularize, train_dense
 from trainers.saved_model import load_model
 
-METHOD = SVDTrainingConfig("spatial", "hoyer", strength=0.05, energy=0.2)
+METHOD = MethodConfig("spatial", "hoyer", strength=0.05, energy=0.2)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainers.config import SVDTrainingConfig
+from trainers.config import MethodConfig
 from trainers.layers import svd_layers
 from trainers.regularizers import SPARSITY, Penalty, hoyer, hoyer_square, l1, orthogonality
 from trainers.surgery import factorize
@@ -89,7 +89,7 @@ def network():
 @pytest.mark.parametrize("name", SPARSITY)
 def test_penalty_equals_a_plain_loop_over_layers(name):
     model = network()
-    method = SVDTrainingConfig(regularizer=name, strength=0.3, orthogonality_weight=2.0)
+    method = MethodConfig(regularizer=name, strength=0.3, orthogonality_weight=2.0)
     expected = sum(
         0.3 * SPARSITY[name](layer.s) + 2.0 * (orthogonality(layer.u) + orthogonality(layer.vt))
         for layer in svd_layers(model).values()
@@ -109,12 +109,12 @@ def test_orthogonality_error_is_the_mean_relative_defect():
         for a in (layer.u.mT, layer.vt):
             rank = a.shape[0]
             errors.append((a @ a.mT - torch.eye(rank)).norm() / math.sqrt(rank))
-    found = Penalty(model, SVDTrainingConfig()).orthogonality_error()
+    found = Penalty(model, MethodConfig()).orthogonality_error()
     torch.testing.assert_close(found, torch.stack(errors).mean(), rtol=1e-10, atol=0)
 
 
 def test_a_model_without_decomposed_layers_has_no_penalty():
-    penalty = Penalty(nn.Linear(3, 2), SVDTrainingConfig())
+    penalty = Penalty(nn.Linear(3, 2), MethodConfig())
     assert penalty().item() == 0
     assert penalty.orthogonality_error().item() == 0
 
@@ -135,7 +135,7 @@ class ReadsFromDevice(TorchDispatchMode):
 @pytest.mark.parametrize("name", SPARSITY)
 def test_penalty_and_its_gradient_read_nothing_back_from_the_device(name):
     model = network()
-    penalty = Penalty(model, SVDTrainingConfig(regularizer=name))
+    penalty = Penalty(model, MethodConfig(regularizer=name))
     with ReadsFromDevice() as reads:
         penalty().backward()
     assert reads.names == []
@@ -158,7 +158,7 @@ def test_layers_of_one_shape_are_penalised_together():
     for depth in (2, 12):
         model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(depth)))
         factorize(model, "channel", (6,))
-        penalty = Penalty(model, SVDTrainingConfig())
+        penalty = Penalty(model, MethodConfig())
         with Count() as count:
             penalty()
         counts.append(count.total)

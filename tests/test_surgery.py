@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from trainers.config import FactorizationConfig
-from trainers.layers import SVDConv2d, SVDLinear
+from trainers.layers import SVDConv, SVDLinear
 from trainers.surgery import factorize, layer_geometry
 
 
@@ -61,8 +61,8 @@ def test_what_cannot_be_factorized_is_reported_with_its_reason():
     assert found["2"] == "grouped convolution (groups=2)"
     assert found["3"] == "depthwise convolution (groups=8)"
     assert type(model[2]) is nn.Conv2d
-    assert isinstance(model[0], SVDConv2d)
-    assert isinstance(model[4][0], SVDConv2d)
+    assert isinstance(model[0], SVDConv)
+    assert isinstance(model[4][0], SVDConv)
     assert isinstance(model[7], SVDLinear)
 
 

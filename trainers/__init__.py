@@ -1,51 +1,62 @@
-"""One training at a time: SVD layers, pruning, deployment, cost and the three-stage recipe, on torch alone.
+"""One training at a time: low-rank methods, rank rules, deployment, cost and the three-stage recipe, on torch alone.
 
 Read in this order: `factorization` (weights as matrices), `layers` (trained U, s, V), `surgery` (dense model to decomposed
-one), `regularizers`, `deploy` (decomposed model to low-rank one), `loop`, `recipe` (the three stages).
+one), `methods` (SVD training and the others behind one protocol), `rank_rules`, `deploy` (decomposed model to low-rank
+one), `loop`, `recipe` (the three stages).
 """
 
+from trainers.attention import open_attention
 from trainers.config import (
     DataConfig,
+    DistillationConfig,
     FactorizationConfig,
+    MethodConfig,
     ModelConfig,
-    SVDTrainingConfig,
+    RankConfig,
     TrainingConfig,
 )
 from trainers.cost import Cost, measure_cost
 from trainers.data import ImageData, load_test, load_train_validation
-from trainers.deploy import DeployedLayer, PrunedModel, prune_by_energy
+from trainers.deploy import DeployedLayer, PrunedModel, prune
 from trainers.errors import CheckpointError, ConfigError, DataError, NonFiniteError, RankfrontError, TrainingError
-from trainers.layers import SVDConv2d, SVDLinear
+from trainers.layers import SVDConv, SVDLinear
 from trainers.loop import EpochResult
+from trainers.methods import METHODS
 from trainers.models import ModelSpec, build_model
-from trainers.recipe import Setting, evaluate_model_file, finetune, pretrain, regularize, train_dense
+from trainers.rank_rules import RANK_RULES
+from trainers.recipe import Setting, compress, evaluate_model_file, finetune, pretrain, train_dense
 from trainers.saved_model import SavedModel, load_model
 from trainers.surgery import LayerReport, factorize
 
 __all__ = [
+    "METHODS",
+    "RANK_RULES",
     "CheckpointError",
     "ConfigError",
     "Cost",
     "DataConfig",
     "DataError",
     "DeployedLayer",
+    "DistillationConfig",
     "EpochResult",
     "FactorizationConfig",
     "ImageData",
     "LayerReport",
+    "MethodConfig",
     "ModelConfig",
     "ModelSpec",
     "NonFiniteError",
     "PrunedModel",
+    "RankConfig",
     "RankfrontError",
-    "SVDConv2d",
+    "SVDConv",
     "SVDLinear",
-    "SVDTrainingConfig",
     "SavedModel",
     "Setting",
     "TrainingConfig",
     "TrainingError",
     "build_model",
+    "compress",
     "evaluate_model_file",
     "factorize",
     "finetune",
@@ -53,8 +64,8 @@ __all__ = [
     "load_test",
     "load_train_validation",
     "measure_cost",
+    "open_attention",
     "pretrain",
-    "prune_by_energy",
-    "regularize",
+    "prune",
     "train_dense",
 ]

@@ -12,7 +12,7 @@ from trainers.atomic import atomic_file
 from trainers.errors import CheckpointError
 
 FORMAT = "rankfront"
-VERSION = 1
+VERSION = 2
 
 
 def write_payload(path: Path, kind: str, content: dict[str, Any]) -> None:

@@ -30,10 +30,16 @@ def _dataset_names() -> Collection[str]:
     return DATASETS.keys()
 
 
-def _regularizer_names() -> Collection[str]:
-    from trainers.regularizers import SPARSITY
+def _method_names() -> Collection[str]:
+    from trainers.methods import METHODS
 
-    return SPARSITY.keys()
+    return METHODS.keys()
+
+
+def _rank_rule_names() -> Collection[str]:
+    from trainers.rank_rules import RANK_RULES
+
+    return RANK_RULES.keys()
 
 
 @dataclass(frozen=True)
@@ -108,29 +114,83 @@ class TrainingConfig(Section):
 
 
 @dataclass(frozen=True)
-class SVDTrainingConfig(Section):
-    """The method's own settings (Yang et al., CVPR-W 2020): what a search space chooses.
+class RankConfig(Section):
+    """How ranks are chosen at the cut: a rule of `trainers.rank_rules` and its number. None means the method's own rule.
 
-    Loss = cross-entropy + strength * sum_l R(s_l) + orthogonality_weight * sum_l [L_o(U_l) + L_o(V_l)]; `energy` is the
-    share of a layer's squared singular values that pruning may remove.
+    Each rule reads its own field: `energy` (share of a layer's squared singular values that may go), `threshold` (smallest
+    singular value kept, for `relative_threshold` as a share of the largest), `rank_fraction` (`fixed_ratio`: share of the
+    full rank), `entropy` (share of the spectrum's entropy to keep), `rank_scale` (factor on `effective_rank`, `stable_rank`
+    and `evbmf`), `budget` (`equal_error`, `knapsack`, `greedy`: share of the dense network's `budget_unit` that the whole
+    deployed network may cost). Ranks are rounded up to `rank_multiple`; a budget is kept with it.
     """
 
-    decomposition: Decomposition = "channel"
-    regularizer: Annotated[str, one_of("regularizer", _regularizer_names)] = "hoyer"
-    strength: Annotated[float, at_least(0)] = 0.01
-    orthogonality_weight: Annotated[float, at_least(0)] = 1.0
+    rank_rule: Annotated[str | None, one_of("rank rule", _rank_rule_names)] = None
     energy: Annotated[float, in_interval(0, 1)] = 0.01
+    threshold: Annotated[float, at_least(0)] = 0.05
+    rank_fraction: Annotated[float, in_interval(0, 1, closed="(]")] = 0.5
+    entropy: Annotated[float, in_interval(0, 1, closed="(]")] = 0.9
+    rank_scale: Annotated[float, greater_than(0)] = 1.0
+    budget: Annotated[float, in_interval(0, 1, closed="(]")] = 0.5
+    budget_unit: Literal["macs", "params"] = "macs"
+    rank_multiple: Annotated[int, at_least(1)] = 1
+
+
+@dataclass(frozen=True)
+class MethodConfig(RankConfig):
+    """Which low-rank method, and its settings: what a search space chooses. Fields a method does not use do nothing.
+
+    `method` is a name of `trainers.methods.METHODS`. None for `regularizer`, `strength` or `rank_rule` means the method's
+    own default; `resolve` fills it in. `strength` is the weight of the penalty that makes spectra sparse;
+    `strength_schedule` `warmup` raises it linearly from zero over the first half of the stage.
+
+    svd_training: `orthogonality_weight`; `orthogonality_period` k > 1 renews the gradient of that penalty every k batches
+    only (cheaper, an approximation); `retraction_period` k replaces U and V by orthonormal factors every k batches.
+    trp and lc: `compression_period`, batches between two truncations or C steps. trp: `truncation_energy`, the share of
+    energy that a truncation may take. lorita: `num_factors`. lc: `rank_cost`, the price of a layer's MACs, and the first
+    and last weight `mu_first`, `mu_last` of the distance to the low-rank copy. cuttlefish: `plateau_tolerance`, the change
+    of the mean scaled stable rank per epoch, as a share of the full rank, below which factors are trained from then on.
+    """
+
+    method: Annotated[str, one_of("method", _method_names)] = "svd_training"
+    decomposition: Decomposition = "channel"
+    regularizer: str | None = None
+    strength: Annotated[float | None, at_least(0)] = None
+    strength_schedule: Literal["constant", "warmup"] = "constant"
+    orthogonality_weight: Annotated[float, at_least(0)] = 1.0
+    orthogonality_period: Annotated[int, at_least(1)] = 1
+    retraction_period: Annotated[int | None, at_least(1)] = None
+    compression_period: Annotated[int, at_least(1)] = 20
+    truncation_energy: Annotated[float, in_interval(0, 1)] = 0.1
+    num_factors: Literal[2, 3] = 2
+    rank_cost: Annotated[float, at_least(0)] = 1.0
+    mu_first: Annotated[float, greater_than(0)] = 0.01
+    mu_last: Annotated[float, greater_than(0)] = 1.0
+    plateau_tolerance: Annotated[float, at_least(0)] = 0.01
+
+    def problems(self) -> list[tuple[str, str]]:
+        """The regularizer and the rank rule must be ones that the method can use."""
+        from trainers.methods import METHODS
+
+        return METHODS[self.method].problems(self)
+
+
+@dataclass(frozen=True)
+class DistillationConfig(Section):
+    """Knowledge distillation while fine-tuning: its weight in the loss (0: none) and its temperature."""
+
+    weight: Annotated[float, in_interval(0, 1, closed="[]")] = 0.0
+    temperature: Annotated[float, greater_than(0)] = 4.0
 
 
 def apply_settings(
-    settings: dict[str, Any], training: TrainingConfig, method: SVDTrainingConfig
-) -> tuple[TrainingConfig, SVDTrainingConfig]:
+    settings: dict[str, Any], training: TrainingConfig, method: MethodConfig
+) -> tuple[TrainingConfig, MethodConfig]:
     """Return both configs with a search space's `settings` put in: each key is a field of one of them.
 
     Raises ConfigError for a key that is a field of neither, and for one that the search may not change: the number of
     epochs, the seed and the data type are the sweep's.
     """
-    method_fields = {field.name for field in fields(SVDTrainingConfig)}
+    method_fields = {field.name for field in fields(MethodConfig)}
     training_fields = {field.name for field in fields(TrainingConfig)} - {"pretrain_epochs", "epochs", "seed", "dtype"}
     known = method_fields | training_fields
     unknown = [(key, unknown_name("setting", key, known)) for key in settings if key not in known]

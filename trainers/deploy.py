@@ -6,14 +6,18 @@ trained s as it stands.
 """
 
 import copy
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
+from trainers.config import RankConfig
+from trainers.cost import measure_cost
 from trainers.factorization import balanced_factors, exact_svd
-from trainers.layers import SVDConv2d, SVDLayer, svd_layers
-from trainers.rank_rules import rank_by_energy
+from trainers.layers import SVDLayer, svd_layers
+from trainers.rank_rules import LayerSpectrum, RankProblem, choose_ranks
 from trainers.surgery import LayerGeometry, layer_geometry, replace_modules
 
 
@@ -49,20 +53,79 @@ class PrunedModel:
         return sum(layer.rank for layer in self.layers) / full if full else 1.0
 
 
-def prune_by_energy(model: nn.Module, energy: float, sample_shape: tuple[int, ...]) -> PrunedModel:
-    """Return `model` pruned per layer by `energy` (0 <= energy < 1) and deployed; `model` is left as it is.
+def prune(
+    model: nn.Module,
+    config: RankConfig,
+    sample_shape: tuple[int, ...],
+    spectra: Spectra | None = None,
+    validation_loss: Callable[[nn.Module], float] | None = None,
+) -> PrunedModel:
+    """Return the decomposed `model` cut to the ranks that `config.rank_rule` chooses, deployed; `model` stays as it is.
 
-    Raises NonFiniteError where a weight is NaN or infinite.
+    `spectra` are the exact SVDs of its layers where they are known. `validation_loss` of an ordinary module is needed by
+    the rule `greedy` alone. Raises NonFiniteError where a weight is NaN or infinite, ConfigError for a budget that is too
+    small.
     """
-    spectra = exact_spectra(model)
-    ranks = {name: rank_by_energy(s, energy) for name, (_, s, _) in spectra.items()}
+    spectra = exact_spectra(model) if spectra is None else spectra
+    problem = rank_problem(model, spectra, sample_shape, validation_loss)
+    return prune_to_ranks(model, choose_ranks(problem, config), sample_shape, spectra)
+
+
+def prune_to_ranks(
+    model: nn.Module, ranks: dict[str, int], sample_shape: tuple[int, ...], spectra: Spectra | None = None
+) -> PrunedModel:
+    """Return the decomposed `model` cut to `ranks` (by module path) and deployed; `model` stays as it is."""
     layers = plan_deployment(model, ranks, sample_shape)
-    return PrunedModel(deploy(model, layers, spectra), layers)
+    return PrunedModel(deploy(model, layers, exact_spectra(model) if spectra is None else spectra), layers)
 
 
 def exact_spectra(model: nn.Module) -> Spectra:
     """Return the exact SVD of every decomposed layer's matrix, in float64, by module path."""
     return {name: exact_svd(layer.matrix()) for name, layer in svd_layers(model).items()}
+
+
+def stored_spectra(model: nn.Module) -> Spectra:
+    """Return the factors of every decomposed layer as they are: exact SVDs only right after `factorize`."""
+    return {
+        name: (layer.u.detach().double(), layer.s.detach().double(), layer.vt.detach().double())
+        for name, layer in svd_layers(model).items()
+    }
+
+
+def rank_problem(
+    model: nn.Module,
+    spectra: Spectra,
+    sample_shape: tuple[int, ...],
+    validation_loss: Callable[[nn.Module], float] | None = None,
+) -> RankProblem:
+    """Return what a rank rule needs to know of the decomposed `model`: spectra, shapes, costs, and how to measure ranks."""
+    geometry = layer_geometry(model, sample_shape)
+    found = svd_layers(model)
+    layers = {
+        name: LayerSpectrum(
+            spectra[name][1],
+            (len(spectra[name][0]), spectra[name][2].shape[1]),
+            low_rank_macs(layer, 1, geometry[name]),
+            dense_macs(layer, geometry[name]),
+            len(spectra[name][0]) + spectra[name][2].shape[1],
+            math.prod(layer.weight_shape),
+        )
+        for name, layer in found.items()
+    }
+    full = {name: layer.full_rank for name, layer in found.items()}
+    dense = prune_to_ranks(copy.deepcopy(model).to("meta"), full, sample_shape, spectra)
+    cost = measure_cost(dense.model, sample_shape)
+
+    def loss(ranks: dict[str, int]) -> float:
+        assert validation_loss is not None
+        return validation_loss(prune_to_ranks(model, ranks, sample_shape, spectra).model)
+
+    return RankProblem(
+        layers,
+        cost.macs - sum(layer.dense_macs for layer in layers.values()),
+        cost.params - sum(layer.dense_params for layer in layers.values()),
+        None if validation_loss is None else loss,
+    )
 
 
 def plan_deployment(model: nn.Module, ranks: dict[str, int], sample_shape: tuple[int, ...]) -> list[DeployedLayer]:
@@ -97,18 +160,12 @@ def deploy(model: nn.Module, layers: list[DeployedLayer], spectra: Spectra) -> n
 
 def low_rank_macs(layer: SVDLayer, rank: int, geometry: LayerGeometry) -> int:
     """Multiply-accumulates of the two-layer form at `rank`, for one sample."""
-    if isinstance(layer, SVDConv2d):
-        n, c, kh, kw = layer.weight_shape
-        if layer.decomposition == "spatial":
-            return rank * (c * kh * geometry.wide_positions + n * kw * geometry.positions)
-        return rank * (c * kh * kw + n) * geometry.positions
-    n_out, n_in = layer.weight_shape
-    return rank * (n_in + n_out) * geometry.positions
+    rows, columns = layer.u.shape[0], layer.vt.shape[1]
+    if layer.decomposition == "spatial":
+        return rank * (columns * geometry.wide_positions + rows * geometry.positions)
+    return rank * (columns + rows) * geometry.positions
 
 
 def dense_macs(layer: SVDLayer, geometry: LayerGeometry) -> int:
     """Multiply-accumulates of the dense form, for one sample."""
-    size = 1
-    for side in layer.weight_shape:
-        size *= side
-    return size * geometry.positions
+    return math.prod(layer.weight_shape) * geometry.positions

@@ -4,6 +4,8 @@ A convolution's weight W (n, c, kh, kw) is seen as a matrix in one of two ways (
 
 * channel-wise: rows n, columns (c, kh, kw); deployed as a kh x kw convolution c -> r, then 1 x 1, r -> n;
 * spatial-wise: rows (n, kw), columns (c, kh); deployed as kh x 1, c -> r, then 1 x kw, r -> n.
+
+A one-dimensional convolution's weight (n, c, k) has the first form only.
 """
 
 import torch
@@ -14,18 +16,18 @@ from trainers.errors import NonFiniteError
 
 
 def to_matrix(weight: Tensor, decomposition: Decomposition) -> Tensor:
-    """Return the weight (out, in) or (n, c, kh, kw) as the matrix that `decomposition` factorizes."""
+    """Return the weight (out, in), (n, c, k) or (n, c, kh, kw) as the matrix that `decomposition` factorizes."""
     if weight.ndim == 2:
         return weight
+    if decomposition == "channel" or weight.ndim == 3:
+        return weight.flatten(1)
     n, c, kh, kw = weight.shape
-    if decomposition == "channel":
-        return weight.reshape(n, c * kh * kw)
     return weight.permute(0, 3, 1, 2).reshape(n * kw, c * kh)
 
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...], decomposition: Decomposition) -> Tensor:
     """Undo `to_matrix`: return the weight of `shape` that `matrix` stands for."""
-    if len(shape) == 2 or decomposition == "channel":
+    if len(shape) < 4 or decomposition == "channel":
         return matrix.reshape(shape)
     n, c, kh, kw = shape
     return matrix.reshape(n, kw, c, kh).permute(0, 2, 3, 1)

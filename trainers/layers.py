@@ -5,7 +5,7 @@ Sparsification", CVPR-W 2020. Departure: the authors run two convolutions per la
 weight space and one convolution runs, which gives the same function and gradients at about the dense layer's cost.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from trainers.config import Decomposition
 from trainers.factorization import exact_svd, from_matrix, to_matrix
+
+# (kernel, stride, dilation, padding) of a convolution
+_ConvGeometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], "tuple[int, ...] | str"]
 
 
 class SVDLayer(nn.Module):
@@ -23,7 +26,7 @@ class SVDLayer(nn.Module):
     vt: nn.Parameter  # (r, n)
     bias: nn.Parameter | None  # (out)
 
-    def __init__(self, dense: nn.Linear | nn.Conv2d, decomposition: Decomposition) -> None:
+    def __init__(self, dense: nn.Linear | nn.Conv1d | nn.Conv2d, decomposition: Decomposition) -> None:
         super().__init__()
         self.decomposition: Decomposition = decomposition
         self.weight_shape = tuple(dense.weight.shape)
@@ -84,69 +87,73 @@ class SVDLinear(SVDLayer):
         return nn.Sequential(_filled(first, right, None), _filled(second, left, self.bias))
 
 
-class SVDConv2d(SVDLayer):
-    """A convolution whose weight is rebuilt from its factors at each call; x is (N, c, H, W), y (N, n, H', W').
+class SVDConv(SVDLayer):
+    """A convolution whose weight is rebuilt from its factors at each call; x is (N, c, *sizes), y (N, n, *sizes').
 
-    Takes every `nn.Conv2d` with groups = 1: stride, padding (numbers, "same", "valid"), dilation, padding_mode, bias.
+    Takes every `nn.Conv1d` and `nn.Conv2d` with groups = 1: stride, padding (numbers, "same", "valid"), dilation,
+    padding_mode, bias. A one-dimensional kernel has no second axis to split off: it is always channel-wise.
     """
 
-    def __init__(self, dense: nn.Conv2d, decomposition: Decomposition) -> None:
+    def __init__(self, dense: nn.Conv1d | nn.Conv2d, decomposition: Decomposition) -> None:
         if dense.groups != 1:
             raise ValueError(f"groups must be 1, but got {dense.groups}; leave grouped convolutions dense")
-        super().__init__(dense, decomposition)
-        self.stride = cast(tuple[int, int], dense.stride)
-        self.dilation = cast(tuple[int, int], dense.dilation)
-        self.padding = cast("tuple[int, int] | str", dense.padding)
+        super().__init__(dense, decomposition if isinstance(dense, nn.Conv2d) else "channel")
+        self.stride: tuple[int, ...] = dense.stride
+        self.dilation: tuple[int, ...] = dense.dilation
+        self.padding: tuple[int, ...] | str = dense.padding
         self.padding_mode = dense.padding_mode
-        # nn.Conv2d's own list of pads (left, right, top, bottom), for the modes that pad before the convolution
+        # the dense layer's own list of pads (left, right, top, bottom), for the modes that pad before the convolution
         self.pads = list(dense._reversed_padding_repeated_twice)
 
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The kernel's sides: (k) or (kh, kw)."""
+        return self.weight_shape[2:]
+
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, c, H, W) to (N, n, H', W')."""
+        """Map (N, c, *sizes) to (N, n, *sizes')."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self.pads, mode=self.padding_mode), (0, 0)
-        return F.conv2d(x, self.weight(), self.bias, self.stride, padding, self.dilation)
+            x, padding = F.pad(x, self.pads, mode=self.padding_mode), (0,) * len(self.kernel)
+        convolve = F.conv1d if len(self.kernel) == 1 else F.conv2d
+        return convolve(x, self.weight(), self.bias, self.stride, padding, self.dilation)
 
-    def dense(self, weight: Tensor) -> nn.Conv2d:
-        """Return `nn.Conv2d` with `weight` (n, c, kh, kw)."""
-        n, c, kh, kw = self.weight_shape
-        layer = self._conv(c, n, (kh, kw), rows=True, columns=True, bias=self.bias is not None)
-        return cast(nn.Conv2d, _filled(layer, weight, self.bias))
+    def dense(self, weight: Tensor) -> nn.Conv1d | nn.Conv2d:
+        """Return the ordinary convolution with `weight` (n, c, *kernel)."""
+        n, c = self.weight_shape[:2]
+        layer = self._conv(c, n, self._along(), bias=self.bias is not None)
+        return cast("nn.Conv1d | nn.Conv2d", _filled(layer, weight, self.bias))
 
     def low_rank(self, left: Tensor, right: Tensor) -> nn.Sequential:
         """Return the two convolutions of the decomposition; the first has no bias."""
-        n, c, kh, kw = self.weight_shape
+        n, c = self.weight_shape[:2]
         rank, bias = right.shape[0], self.bias is not None
         if self.decomposition == "channel":
-            first = self._conv(c, rank, (kh, kw), rows=True, columns=True, bias=False)
-            second = self._conv(rank, n, (1, 1), rows=False, columns=False, bias=bias)
-            weights = right.reshape(rank, c, kh, kw), left.reshape(n, rank, 1, 1)
+            first, second = self._along(), self._along(())
+            weights = right.reshape(rank, c, *self.kernel), left.reshape(n, rank, *second[0])
         else:
-            first = self._conv(c, rank, (kh, 1), rows=True, columns=False, bias=False)
-            second = self._conv(rank, n, (1, kw), rows=False, columns=True, bias=bias)
+            kh, kw = self.kernel
+            first, second = self._along((0,)), self._along((1,))
             weights = right.reshape(rank, c, kh, 1), left.reshape(n, kw, rank).permute(0, 2, 1).unsqueeze(2)
-        return nn.Sequential(_filled(first, weights[0], None), _filled(second, weights[1], self.bias))
-
-    def _conv(self, c: int, n: int, kernel: tuple[int, int], *, rows: bool, columns: bool, bias: bool) -> nn.Conv2d:
-        """A convolution that strides, pads and dilates along the rows (height) and columns (width) asked for."""
-
-        def along(values: tuple[int, int], neutral: int) -> tuple[int, int]:
-            return (values[0] if rows else neutral, values[1] if columns else neutral)
-
-        padding = self.padding if isinstance(self.padding, str) else along(self.padding, 0)
-        return nn.Conv2d(
-            c,
-            n,
-            kernel,
-            stride=along(self.stride, 1),
-            padding=padding,
-            dilation=along(self.dilation, 1),
-            padding_mode=self.padding_mode,
-            bias=bias,
-            device=self.s.device,
-            dtype=self.s.dtype,
+        return nn.Sequential(
+            _filled(self._conv(c, rank, first, bias=False), weights[0], None),
+            _filled(self._conv(rank, n, second, bias=bias), weights[1], self.bias),
         )
+
+    def _along(self, axes: tuple[int, ...] | None = None) -> "_ConvGeometry":
+        """(kernel, stride, dilation, padding) along `axes` (None: all), neutral along the others."""
+
+        def pick(values: tuple[int, ...], other: int) -> tuple[int, ...]:
+            return tuple(value if axes is None or i in axes else other for i, value in enumerate(values))
+
+        padding = self.padding if isinstance(self.padding, str) else pick(self.padding, 0)
+        return pick(self.kernel, 1), pick(self.stride, 1), pick(self.dilation, 1), padding
+
+    def _conv(self, c: int, n: int, geometry: "_ConvGeometry", *, bias: bool) -> "nn.Conv1d | nn.Conv2d":
+        kernel, stride, dilation, padding = geometry
+        like: dict[str, Any] = {"padding_mode": self.padding_mode, "device": self.s.device, "dtype": self.s.dtype}
+        convolution: Any = nn.Conv1d if len(kernel) == 1 else nn.Conv2d
+        return convolution(c, n, kernel, stride, padding, dilation, bias=bias, **like)  # type: ignore[no-any-return]
 
 
 def svd_layers(model: nn.Module) -> dict[str, SVDLayer]:
@@ -154,7 +161,7 @@ def svd_layers(model: nn.Module) -> dict[str, SVDLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SVDLayer)}
 
 
-def _filled(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: nn.Parameter | None) -> nn.Module:
+def _filled(layer: nn.Linear | nn.Conv1d | nn.Conv2d, weight: Tensor, bias: nn.Parameter | None) -> nn.Module:
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None and layer.bias is not None:

@@ -21,7 +21,9 @@ from trainers.batches import evaluation_batches, training_batches
 from trainers.checkpoint import read_payload, require_same_config, write_payload
 from trainers.config import TrainingConfig
 from trainers.data import ImageData
+from trainers.distillation import Distillation
 from trainers.errors import NonFiniteError
+from trainers.methods import Method
 from trainers.optimizers import (
     DTYPES,
     learning_rate_at,
@@ -68,43 +70,48 @@ def stage_seed(seed: int, *parts: str | int) -> int:
 
 
 def train(
-    model: nn.Module,
+    method: Method,
     data: ImageData,
     stage: Stage,
-    penalty: Callable[[], Tensor] | None,
     evaluate: Callable[[], dict[str, float]],
+    distillation: Distillation | None = None,
 ) -> Iterator[EpochResult]:
-    """Train `model` in place on its device and yield one result per epoch; `data` must be on the same device.
+    """Train `method.model` on its device and yield one result per epoch; `data` must be on the same device.
 
-    Loss = cross-entropy + penalty(). `evaluate` is called after each epoch and gives the metrics beside `train_loss` and
-    `learning_rate`. With `stage.checkpoint`, each epoch ends with a checkpoint there, and one that is there already is
-    resumed. Raises NonFiniteError for a loss that is NaN or infinite, CheckpointError for a checkpoint of another config.
+    Loss = cross-entropy (or what `distillation` makes of it) + the method's terms. `evaluate` is called after each epoch and
+    gives the metrics beside `train_loss` and `learning_rate`. With `stage.checkpoint`, each epoch ends with a checkpoint
+    there, and one that is there already is resumed. Raises NonFiniteError for a loss that is NaN or infinite,
+    CheckpointError for a checkpoint of another config.
     """
-    optimizer = make_optimizer(model, stage.training)
-    history = _resume(model, optimizer, stage)
+    history, optimizer = _start(method, stage)
     for record in history:
         yield EpochResult(**record, replayed=True)
     for epoch in range(len(history), stage.epochs):
         started = time.perf_counter()
-        loss = _train_epoch(model, optimizer, data, stage, epoch, penalty)
-        metrics = {"train_loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **evaluate()}
+        model = method.model
+        loss = _train_epoch(method, optimizer, data, stage, epoch, distillation)
+        method.end_epoch()
+        learning_rate = optimizer.param_groups[0]["lr"]
+        if method.model is not model:  # the method has put another network in place
+            optimizer = make_optimizer(method.model, stage.training)
+        metrics = {"train_loss": loss, "learning_rate": learning_rate, **evaluate()}
         result = EpochResult(epoch + 1, metrics, time.perf_counter() - started, time.time())
         history.append(result.record())
         if stage.checkpoint is not None:
-            _save(model, optimizer, stage, history)
+            _save(method, optimizer, stage, history)
         yield result
 
 
 def _train_epoch(
-    model: nn.Module,
+    method: Method,
     optimizer: Optimizer,
     data: ImageData,
     stage: Stage,
     epoch: int,
-    penalty: Callable[[], Tensor] | None,
+    distillation: Distillation | None,
 ) -> float:
     """One pass over the training rows; returns the mean cross-entropy of its batches, without the penalties."""
-    config = stage.training
+    config, model = stage.training, method.model
     seed = stage_seed(config.seed, stage.name, epoch)
     torch.manual_seed(seed)  # dropout and the like
     generator = torch.Generator().manual_seed(seed)
@@ -112,15 +119,21 @@ def _train_epoch(
     device = data.images.device
     totals = torch.zeros(2, device=device)  # cross-entropy, and the whole loss
     model.train()
+    method.start_epoch(epoch, stage.epochs)
     batches = training_batches(data, config.batch_size, config.augmentation, generator, DTYPES[config.dtype])
     for step, (images, labels) in enumerate(batches):
-        set_learning_rate(optimizer, learning_rate_at((epoch + step / steps) / stage.epochs, config))
+        progress = (epoch + step / steps) / stage.epochs
+        set_learning_rate(optimizer, learning_rate_at(progress, config))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            task_loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
-        loss = task_loss if penalty is None else task_loss + penalty()
+            logits = model(images)
+            task_loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            loss = task_loss if distillation is None else distillation(images, logits, task_loss)
+        if (terms := method.loss_terms(progress)) is not None:
+            loss = loss + terms
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        method.after_step(step + 1)
         totals += torch.stack((task_loss, loss)).detach()  # read once, at the end: a read per step would stall a GPU
     mean_task_loss, mean_loss = (totals / steps).tolist()
     if not math.isfinite(mean_loss):
@@ -133,39 +146,60 @@ def _train_epoch(
 
 @torch.no_grad()
 def evaluate_split(model: nn.Module, data: ImageData, dtype: str = "float32") -> dict[str, float]:
-    """Return {"accuracy": fraction of 1, "loss": mean cross-entropy} of `model` on the validation rows of `data`."""
+    """Return the scores of `model` on the validation rows of `data`.
+
+    "accuracy" and "top5_accuracy": fractions of 1 (the latter is 1 with five classes or fewer); "macro_f1": the mean over
+    classes of 2 TP / (2 TP + FP + FN), classes that neither occur nor are predicted left out; "loss": mean cross-entropy.
+    """
     training = model.training
     model.eval()
-    device = data.images.device
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    device, classes = data.images.device, data.num_classes
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)  # rows: labels, columns: predictions
+    among_five = torch.zeros((), dtype=torch.int64, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in evaluation_batches(data, EVALUATION_BATCH, DTYPES[dtype]):
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             logits = model(images)
-        correct += (logits.argmax(1) == labels).sum()
+        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+        among_five += (logits.topk(min(5, classes), 1).indices == labels[:, None]).any(1).sum()
         total += F.cross_entropy(logits.double(), labels, reduction="sum")
     model.train(training)
     count = len(data.validation_rows)
-    return {"accuracy": int(correct) / count, "loss": float(total) / count}
+    table = confusion.reshape(classes, classes)
+    return {
+        "accuracy": int(table.trace()) / count,
+        "top5_accuracy": int(among_five) / count,
+        "macro_f1": _macro_f1(table),
+        "loss": float(total) / count,
+    }
 
 
-def _resume(model: nn.Module, optimizer: Optimizer, stage: Stage) -> list[dict[str, Any]]:
-    """Load the stage's checkpoint if there is one; returns the results of the epochs already done."""
+def _macro_f1(confusion: Tensor) -> float:
+    hits, seen = confusion.diagonal().double(), confusion.sum(1) + confusion.sum(0)
+    present = seen > 0
+    return float((2 * hits[present] / seen[present]).mean())
+
+
+def _start(method: Method, stage: Stage) -> tuple[list[dict[str, Any]], Optimizer]:
+    """Return the results of the epochs already done, if the stage has a checkpoint, and the optimizer to go on with."""
     if stage.checkpoint is None or not stage.checkpoint.exists():
-        return []
+        return [], make_optimizer(method.model, stage.training)
     payload = read_payload(stage.checkpoint, "checkpoint")
     require_same_config(stage.checkpoint, payload["config"], stage.config)
-    model.load_state_dict(payload["model"])
+    method.load_state(payload["method"])
+    method.model.load_state_dict(payload["model"])
+    optimizer = make_optimizer(method.model, stage.training)
     optimizer.load_state_dict(payload["optimizer"])
-    return list(payload["history"])
+    return list(payload["history"]), optimizer
 
 
-def _save(model: nn.Module, optimizer: Optimizer, stage: Stage, history: list[dict[str, Any]]) -> None:
+def _save(method: Method, optimizer: Optimizer, stage: Stage, history: list[dict[str, Any]]) -> None:
     assert stage.checkpoint is not None
     content = {
         "config": stage.config,
         "history": history,
-        "model": model.state_dict(),
+        "method": method.state(),
+        "model": method.model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     write_payload(stage.checkpoint, "checkpoint", content)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.attention import open_attention
 from trainers.config import ModelConfig
 from trainers.errors import ConfigError
 from trainers.rules import unknown_name
@@ -195,7 +196,7 @@ def _torchvision_classifier(name: str, spec: ModelSpec) -> nn.Module:
         raise ConfigError(
             [("model.name", f"{name} cannot be built for images {spec.sample_shape}: {error}")]
         ) from error
-    return model
+    return open_attention(model)
 
 
 def _check_fit(model: nn.Module, spec: ModelSpec) -> None:

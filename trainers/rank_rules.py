@@ -1,7 +1,110 @@
-"""Rules that choose a rank from a layer's singular values: pure functions of tensors."""
+"""Rules that choose each layer's rank from singular values, shapes and costs: pure functions, in RANK_RULES.
+
+Per-layer rules look at one spectrum at a time; global rules spend one budget, a share of the whole network's
+multiply-accumulates or parameters, where it keeps most. A rule takes a `RankProblem` and a `RankConfig` and returns a rank
+for every layer; `choose_ranks` rounds, and leaves a layer at full rank, which is deployed as one dense layer, where two
+thin layers would not be cheaper. To add one: write a function and enter it in RANK_RULES.
+"""
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from trainers.config import RankConfig
+from trainers.errors import ConfigError
+
+Ranks = dict[str, int]
+Unit = Literal["macs", "params"]
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """One layer's matrix (m, n) as a rule sees it: its exact singular values s (r), descending, float64; its costs.
+
+    `macs_per_rank` and `params_per_rank` are those of the two-layer form; costs are of one sample.
+    """
+
+    s: Tensor
+    shape: tuple[int, int]
+    macs_per_rank: int
+    dense_macs: int
+    params_per_rank: int
+    dense_params: int
+
+    @property
+    def full_rank(self) -> int:
+        """min(m, n): here it stands for the dense form."""
+        return len(self.s)
+
+    @property
+    def largest_low_rank(self) -> int:
+        """The largest rank below break-even, r < dense_macs / macs_per_rank (m n / (m + n) for a linear layer); or 0."""
+        return min(self.full_rank, -(-self.dense_macs // max(1, self.macs_per_rank))) - 1
+
+    def candidates(self, multiple: int = 1) -> Tensor:
+        """Return all ranks worth choosing from, ascending: multiples of `multiple` below break-even, and the full rank."""
+        ranks = torch.arange(multiple, self.largest_low_rank + 1, multiple)
+        return torch.cat((ranks, torch.tensor([self.full_rank])))
+
+    def admissible(self, rank: int, multiple: int = 1) -> int:
+        """Return the smallest candidate that is at least `rank`."""
+        rank = -(-max(1, rank) // multiple) * multiple
+        return rank if rank <= self.largest_low_rank else self.full_rank
+
+    def cost(self, ranks: Tensor, unit: Unit) -> Tensor:
+        """Return MACs or parameters of the layer at each of `ranks`; dense at full rank."""
+        per_rank, dense = (
+            (self.macs_per_rank, self.dense_macs) if unit == "macs" else (self.params_per_rank, self.dense_params)
+        )
+        return torch.where(ranks >= self.full_rank, dense, ranks * per_rank)
+
+    def kept_energy(self, ranks: Tensor) -> Tensor:
+        """Return the share of ||s||^2 that each of `ranks` (1 .. full rank) keeps; 1 for a zero matrix."""
+        total = torch.cumsum(self.s.square(), 0)
+        return torch.ones(len(ranks), dtype=total.dtype) if total[-1] == 0 else total[ranks - 1] / total[-1]
+
+
+@dataclass(frozen=True)
+class RankProblem:
+    """All layers by module path, what the rest of the network costs, and a measure of quality for `greedy`.
+
+    `fixed_macs` and `fixed_params` belong to what is not decomposed. `validation_loss` maps ranks to a loss.
+    """
+
+    layers: dict[str, LayerSpectrum]
+    fixed_macs: int = 0
+    fixed_params: int = 0
+    validation_loss: Callable[[Ranks], float] | None = field(default=None, compare=False)
+
+    def cost(self, ranks: Ranks, unit: Unit) -> int:
+        """Return the whole network's cost at `ranks`."""
+        layers = sum(int(layer.cost(torch.tensor(ranks[name]), unit)) for name, layer in self.layers.items())
+        return layers + (self.fixed_macs if unit == "macs" else self.fixed_params)
+
+    def allowance(self, config: RankConfig) -> int:
+        """Return what the budget leaves for the layers; raises ConfigError if not even the smallest ranks fit."""
+        unit, fixed = config.budget_unit, self.fixed_macs if config.budget_unit == "macs" else self.fixed_params
+        dense = self.cost({name: layer.full_rank for name, layer in self.layers.items()}, unit)
+        smallest = [layer.cost(layer.candidates(config.rank_multiple), unit).min() for layer in self.layers.values()]
+        least = fixed + int(sum(smallest))
+        if least > config.budget * dense:
+            text = f"must be at least {least / dense:.4f}, the share of {unit} at the lowest ranks"
+            raise ConfigError([("budget", f"{text}, but got {config.budget}")])
+        return int(config.budget * dense) - fixed
+
+
+RankRule = Callable[[RankProblem, RankConfig], Ranks]
+
+
+def choose_ranks(problem: RankProblem, config: RankConfig) -> Ranks:
+    """Apply `config.rank_rule` (energy, if None); each rank is rounded up to a multiple, or full at break-even."""
+    ranks = RANK_RULES[config.rank_rule or "energy"](problem, config)
+    return {name: layer.admissible(ranks[name], config.rank_multiple) for name, layer in problem.layers.items()}
 
 
 def rank_by_energy(s: Tensor, energy: float) -> int:
@@ -14,5 +117,252 @@ def rank_by_energy(s: Tensor, energy: float) -> int:
         raise ValueError(f"energy must be a number with 0 <= energy < 1, but got {energy!r}")
     # summed from the small end: the tail is what is cut, and it would vanish in the rounding of the full sum
     tail = torch.flip(torch.cumsum(torch.flip(s.square(), (0,)), 0), (0,))  # tail[i] = sum of s_j^2 over j >= i
-    kept = int((tail > energy * tail[0]).sum())
-    return max(1, kept)
+    return max(1, int((tail > energy * tail[0]).sum()))
+
+
+def rank_by_entropy(s: Tensor, share: float) -> int:
+    """Return the smallest k with -sum_{i<=k} p_i log p_i >= share * H(p), p = s / sum(s); 0 < share <= 1.
+
+    A zero matrix, and one of rank 1 (whose entropy is 0), keep rank 1. Source: Cherukuri and Lala, arXiv 2504.20078.
+    """
+    terms = _entropy_terms(s)
+    partial = torch.cumsum(terms, 0)
+    target = share * partial[-1] * (1 - 1e-12)  # the last partial sum is the total, whatever the rounding
+    return 1 + int((partial < target).sum())
+
+
+def effective_rank(s: Tensor) -> float:
+    """Return exp(H(p)), p = s / sum(s): r for a flat spectrum, 1 for a single value and for a zero matrix.
+
+    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    return math.exp(float(_entropy_terms(s).sum()))
+
+
+def _entropy_terms(s: Tensor) -> Tensor:
+    """-p_i log p_i of p = s / sum(s); zeros for a zero matrix."""
+    total = s.sum()
+    terms: Tensor = torch.special.entr(s / total if total > 0 else torch.zeros_like(s))
+    return terms
+
+
+def scaled_stable_rank(s: Tensor, shape: tuple[int, int]) -> float:
+    """Return stable rank ||s||^2 / s_1^2 times min(m, n) / (stable rank at initialisation); 0 for a zero matrix.
+
+    Cuttlefish (Wang et al., MLSys 2023, arXiv 2305.02538) divides by the stable rank measured before training, so that
+    a random matrix counts as full. Departure: its expectation for independent entries is used, m n / (sqrt(m) +
+    sqrt(n))^2 (the largest singular value of an m x n matrix of unit variance tends to sqrt(m) + sqrt(n)), so that the
+    rule needs no memory of the start.
+    """
+    m, n = shape
+    if s[0] == 0:
+        return 0.0
+    stable = float(s.square().sum() / s[0].square())
+    return stable * min(m, n) * (math.sqrt(m) + math.sqrt(n)) ** 2 / (m * n)
+
+
+def evbmf_rank(s: Tensor, shape: tuple[int, int]) -> int:
+    """Return the rank of empirical variational Bayes matrix factorization: how many s_i stand out of the noise.
+
+    Nakajima, Sugiyama, Babacan and Tomioka, JMLR 14 (2013), theorem 2 and its corollaries: for L <= M, alpha = L / M,
+    tau0 = 2.5129 sqrt(alpha) and x0 = (1 + tau0) (1 + alpha / tau0), a value is kept if s_i^2 > M v x0, with the noise
+    variance v that minimises the free energy between its bounds. No hyper-parameter. 0 if all is noise, and for a zero
+    matrix. v is found by golden-section search in each interval between the values at which one more s_i is kept.
+    """
+    rows, columns = min(shape), max(shape)
+    total = float(s.square().sum())
+    if total == 0:
+        return 0
+    squares = s.square()
+    alpha = rows / columns
+    tau0 = 2.5129 * math.sqrt(alpha)
+    x0 = (1 + tau0) * (1 + alpha / tau0)
+    most = min(math.ceil(rows / (1 + alpha)) - 1, rows)  # no more than this many can be signal
+    upper = total / (rows * columns)
+    lower = max(float(squares[most]) / (columns * x0), float(squares[most:].mean()) / columns) if most < rows else 0.0
+    lower = max(lower, 1e-12 * upper)
+    energy = _free_energy(squares, rows, columns, x0)
+    grid = torch.logspace(math.log10(lower), math.log10(max(upper, lower)), 200, dtype=torch.float64)
+    best = min(range(len(grid)), key=lambda i: energy(float(grid[i])))
+    variance = _golden_section(energy, float(grid[max(0, best - 1)]), float(grid[min(len(grid) - 1, best + 1)]))
+    return int((squares > columns * variance * x0).sum())
+
+
+def _free_energy(squares: Tensor, rows: int, columns: int, x0: float) -> Callable[[float], float]:
+    """The free energy per column as a function of the noise variance, up to constants (Nakajima et al., equation 27)."""
+    alpha = rows / columns
+
+    def energy(variance: float) -> float:
+        x = squares / (columns * variance)
+        signal, noise = x[x > x0], x[x <= x0].clamp_min(1e-300)
+        b = signal - (1 + alpha)
+        tau = (b + (b.square() - 4 * alpha).clamp_min(0).sqrt()) / 2
+        kept = signal - tau + torch.log((tau + 1) / signal) + alpha * torch.log(tau / alpha + 1)
+        return float((noise - noise.log()).sum() + kept.sum())
+
+    return energy
+
+
+def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return the minimiser of a function with one minimum in [low, high], to 1e-9 of its size."""
+    ratio = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-9 * high:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if function(left) <= function(right):
+            high = right
+        else:
+            low = left
+    return (low + high) / 2
+
+
+def equal_error(problem: RankProblem, config: RankConfig) -> Ranks:
+    """Spend the budget so that all layers have the same relative spectral error s_{r+1} / s_1, the least possible.
+
+    Source: ALDS, Liebenwein et al., NeurIPS 2021, section 3.2. Departure: each layer is one subspace (k = 1).
+    """
+    layers, multiple = problem.layers, config.rank_multiple
+    allowance = problem.allowance(config)
+    relative = {name: layer.s / layer.s[0].clamp_min(1e-300) for name, layer in layers.items()}
+
+    def at(error: float) -> Ranks:
+        return {name: layer.admissible(int((relative[name] > error).sum()), multiple) for name, layer in layers.items()}
+
+    def spent(error: float) -> int:
+        ranks = at(error)
+        return sum(int(layer.cost(torch.tensor(ranks[name]), config.budget_unit)) for name, layer in layers.items())
+
+    errors = torch.cat([*relative.values(), torch.tensor([0.0, 1.0])]).unique()  # ascending: the cost falls along it
+    low, high = -1, len(errors) - 1  # `high` fits: at error 1 each layer has its lowest rank
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if spent(float(errors[middle])) <= allowance else (middle, high)
+    return at(float(errors[high]))
+
+
+def knapsack(problem: RankProblem, config: RankConfig) -> Ranks:
+    """Keep the most energy under the budget: maximise sum_l E_l(r_l) with sum_l C_l(r_l) <= budget.
+
+    E_l is the share of the layer's ||s||^2 that rank r keeps. Bisection on the Lagrange multiplier: r_l = argmax E_l(r) -
+    lambda C_l(r), which is optimal among all ranks of at most its own cost (Everett, Operations Research 11, 1963). What
+    is left of the budget then goes to the steps that keep most energy per cost and still fit. Source of the rule: the
+    budget allocation of BALF-style compressors.
+    """
+    allowance = problem.allowance(config)
+    tables = {name: _Table.of(layer, config) for name, layer in problem.layers.items()}
+    low, high = 0.0, 1.0
+    while sum(table.costs[table.best(high)] for table in tables.values()) > allowance:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        fits = sum(table.costs[table.best(middle)] for table in tables.values()) <= allowance
+        low, high = (low, middle) if fits else (middle, high)
+    chosen = {name: table.best(high) for name, table in tables.items()}
+    left = allowance - sum(tables[name].costs[index] for name, index in chosen.items())
+    while (step := _best_step(tables, chosen, left)) is not None:
+        name, index = step
+        left -= tables[name].costs[index] - tables[name].costs[chosen[name]]
+        chosen[name] = index
+    return {name: int(tables[name].ranks[index]) for name, index in chosen.items()}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One layer's candidates with their costs, ascending, and the energy that each keeps."""
+
+    ranks: list[int]
+    costs: list[int]
+    kept: Tensor
+    scaled_costs: Tensor  # over the dense layer's, so that multipliers have a common size
+
+    @staticmethod
+    def of(layer: LayerSpectrum, config: RankConfig) -> "_Table":
+        ranks = layer.candidates(config.rank_multiple)
+        costs = layer.cost(ranks, config.budget_unit)
+        order = torch.argsort(costs, stable=True)  # in parameters a dense layer may cost less than a low-rank one
+        ranks, costs = ranks[order], costs[order]
+        return _Table(ranks.tolist(), costs.tolist(), layer.kept_energy(ranks), costs.double())
+
+    def best(self, multiplier: float) -> int:
+        return int(torch.argmax(self.kept - multiplier * self.scaled_costs))
+
+
+def _best_step(tables: dict[str, _Table], chosen: dict[str, int], left: int) -> tuple[str, int] | None:
+    """The (layer, candidate) that fits in `left` and gains most energy per cost, if any gains."""
+    best, found = 0.0, None
+    for name, table in tables.items():
+        now = chosen[name]
+        for index in range(now + 1, len(table.costs)):
+            extra = table.costs[index] - table.costs[now]
+            if extra > left:
+                break
+            rate = float(table.kept[index] - table.kept[now]) / max(1, extra)
+            if rate > best:
+                best, found = rate, (name, index)
+    return found
+
+
+def greedy(problem: RankProblem, config: RankConfig) -> Ranks:
+    """Lower one layer at a time, always the one whose measured validation loss rises least per cost saved.
+
+    Starts with all layers dense and stops at the budget. Each step takes a layer down to the next of about twelve levels of
+    its rank. A layer's rise is measured again when it comes first (lazy greedy), so that most steps need few evaluations.
+    Needs `problem.validation_loss`.
+    """
+    loss = problem.validation_loss
+    if loss is None:
+        raise ConfigError(
+            [("rank_rule", "greedy measures the validation loss, but there is nothing to measure it with")]
+        )
+    layers, unit = problem.layers, config.budget_unit
+    target = problem.allowance(config) + problem.cost(dict.fromkeys(layers, 0), unit)
+    levels = {name: _levels(layer, config.rank_multiple) for name, layer in layers.items()}
+    ranks = {name: layer.full_rank for name, layer in layers.items()}
+    current = loss(ranks)
+
+    def measured(name: str) -> tuple[float, float, str]:
+        lower = {**ranks, name: levels[name][0]}
+        value = loss(lower)
+        saved = problem.cost(ranks, unit) - problem.cost(lower, unit)
+        return ((value - current) / max(1, saved), value, name)
+
+    queue = [measured(name) for name in layers if levels[name]]
+    heapq.heapify(queue)
+    while problem.cost(ranks, unit) > target and queue:
+        fresh = measured(heapq.heappop(queue)[2])
+        if queue and fresh[0] > queue[0][0]:
+            heapq.heappush(queue, fresh)
+            continue
+        _, current, name = fresh
+        ranks[name] = levels[name].pop(0)
+        if levels[name]:
+            heapq.heappush(queue, measured(name))
+    return ranks
+
+
+def _levels(layer: LayerSpectrum, multiple: int) -> list[int]:
+    """About twelve ranks below break-even, descending by a constant factor to the lowest one."""
+    ranks = layer.candidates(multiple)[:-1].tolist()
+    chosen = {ranks[round(len(ranks) ** (i / 11) - 1)] for i in range(12)} if ranks else set()
+    return sorted(chosen, reverse=True)
+
+
+def _per_layer(rank: Callable[[LayerSpectrum, RankConfig], float]) -> RankRule:
+    """A rule that looks at one layer at a time; fractions are rounded up."""
+    return lambda problem, config: {
+        name: math.ceil(rank(layer, config) - 1e-9) for name, layer in problem.layers.items()
+    }
+
+
+RANK_RULES: dict[str, RankRule] = {
+    "energy": _per_layer(lambda layer, config: rank_by_energy(layer.s, config.energy)),
+    "absolute_threshold": _per_layer(lambda layer, config: int((layer.s > config.threshold).sum())),
+    "relative_threshold": _per_layer(lambda layer, config: int((layer.s > config.threshold * layer.s[0]).sum())),
+    "fixed_ratio": _per_layer(lambda layer, config: config.rank_fraction * layer.full_rank),
+    "entropy": _per_layer(lambda layer, config: rank_by_entropy(layer.s, config.entropy)),
+    "effective_rank": _per_layer(lambda layer, config: config.rank_scale * effective_rank(layer.s)),
+    "stable_rank": _per_layer(lambda layer, config: config.rank_scale * scaled_stable_rank(layer.s, layer.shape)),
+    "evbmf": _per_layer(lambda layer, config: config.rank_scale * evbmf_rank(layer.s, layer.shape)),
+    "equal_error": equal_error,
+    "knapsack": knapsack,
+    "greedy": greedy,
+}

@@ -1,9 +1,10 @@
-"""The recipe of SVD training, stage by stage (Yang et al., CVPR-W 2020, section 3.3), and its dense baseline.
+"""The recipe that all methods share, stage by stage (that of SVD training, Yang et al., CVPR-W 2020, section 3.3).
 
-1. `pretrain`: the decomposed network at full rank, without sparsity: depends on model, data and decomposition only.
-2. `regularize`: goes on from stage 1 with a sparsity penalty on s; after each epoch a copy of the network is pruned, and
-   the copy is what `val_accuracy` and `macs` speak of.
-3. `finetune`: prunes stage 2's network and trains the ordinary low-rank network that will be deployed.
+1. `pretrain`: the network in the form that the method trains, without its pressure towards low rank: depends on model,
+   data and form only, so that trials can share it.
+2. `compress`: goes on from stage 1 with the whole method; after each epoch a copy of the network is cut, and the copy is
+   what `val_accuracy` and `macs` speak of.
+3. `finetune`: cuts stage 2's network and trains the ordinary low-rank network that will be deployed.
 
 Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves `model.pt` there, resumes from
 `checkpoint.pt`, and yields the recorded results again where it had already finished.
@@ -19,22 +20,18 @@ import torch
 from torch import nn
 
 from trainers.checkpoint import require_same_config
-from trainers.config import (
-    FactorizationConfig,
-    SVDTrainingConfig,
-    TrainingConfig,
-    as_record,
-)
+from trainers.config import DistillationConfig, FactorizationConfig, MethodConfig, TrainingConfig, as_record
 from trainers.cost import Cost, measure_cost
 from trainers.data import ImageData
-from trainers.deploy import PrunedModel, prune_by_energy
-from trainers.layers import svd_layers
+from trainers.deploy import PrunedModel
+from trainers.distillation import Distillation
+from trainers.form import ModelForm
 from trainers.loop import EpochResult, Stage, evaluate_split, stage_seed, train
+from trainers.methods import Method, Network, make_method, pretraining, resolve
+from trainers.methods.base import ValidationLoss
 from trainers.models import ModelSpec, build_model
 from trainers.optimizers import DTYPES
-from trainers.regularizers import Penalty
-from trainers.saved_model import ModelForm, SavedModel, load_model, save_model
-from trainers.surgery import factorize
+from trainers.saved_model import SavedModel, load_model, save_model
 
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.pt"
@@ -49,6 +46,11 @@ class Setting:
     training: TrainingConfig
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def network(self) -> Network:
+        """What methods need to know of it."""
+        return Network(self.spec.sample_shape, self.factorization)
 
     @cached_property
     def dense_cost(self) -> Cost:
@@ -70,93 +72,90 @@ def dense_model(setting: Setting) -> nn.Module:
 
 def train_dense(setting: Setting, epochs: int, directory: Path | None = None) -> Iterator[EpochResult]:
     """Train the undecomposed network for `epochs`: the baseline."""
-    stage = _stage("dense", setting, epochs, directory, {"training": _training_record(setting)})
-    yield from _run(stage, setting, directory, lambda: (dense_model(setting), ModelForm()), None, _evaluator)
+    stage = _stage("dense", setting, epochs, directory, {})
+    yield from _run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense")))
 
 
-def pretrain(setting: Setting, method: SVDTrainingConfig, directory: Path | None = None) -> Iterator[EpochResult]:
-    """Stage 1: `training.pretrain_epochs` at full rank; of `method`, decomposition and orthogonality weight count."""
-    method = replace(method, strength=0.0)
-
-    def start() -> tuple[nn.Module, ModelForm]:
-        model = dense_model(setting)
-        factorize(model, method.decomposition, setting.spec.sample_shape, setting.factorization)
-        return model, ModelForm(method.decomposition, setting.factorization)
-
-    config = {
-        "training": _training_record(setting),
-        "factorization": as_record(setting.factorization),
-        "decomposition": method.decomposition,
-        "orthogonality_weight": method.orthogonality_weight,
-    }
-    stage = _stage("pretrain", setting, setting.training.pretrain_epochs, directory, config)
-    yield from _run(stage, setting, directory, start, method, _evaluator)
+def pretrain(setting: Setting, config: MethodConfig, directory: Path | None = None) -> Iterator[EpochResult]:
+    """Stage 1: `training.pretrain_epochs` of what `trainers.methods.pretraining(config)` says."""
+    start = pretraining(config)
+    record = {"factorization": as_record(setting.factorization), "method": as_record(resolve(start))}
+    stage = _stage("pretrain", setting, setting.training.pretrain_epochs, directory, record)
+    yield from _run(stage, setting, directory, lambda: _prepared(setting, start))
 
 
-def regularize(
-    setting: Setting, method: SVDTrainingConfig, start_from: Path, directory: Path | None = None
+def compress(
+    setting: Setting, config: MethodConfig, start_from: Path, directory: Path | None = None
 ) -> Iterator[EpochResult]:
-    """Stage 2: `training.epochs` with sparsity, from stage 1's model file; metrics are those of the pruned copy."""
+    """Stage 2: `training.epochs` with the whole method, from stage 1's model file; metrics are those of the cut copy."""
     saved = load_model(start_from)
 
-    def start() -> tuple[nn.Module, ModelForm]:
-        if saved.form.decomposition != method.decomposition:
-            raise ValueError(
-                f"{start_from} must be decomposed as {method.decomposition!r}, but is {saved.form.decomposition!r}"
-            )
-        return saved.model, saved.form
+    def start() -> Method:
+        method = make_method(config, setting.network)
+        if saved.form != method.trained_form():
+            raise ValueError(f"{start_from} must be in the form {method.trained_form()}, but is {saved.form}")
+        method.attach(saved.model, saved.form)
+        return method
 
-    config = {"training": _training_record(setting), "method": as_record(method), "start": _start_record(saved)}
-    stage = _stage("regularize", setting, setting.training.epochs, directory, config)
-
-    def evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
-        pruned = prune_by_energy(model, method.energy, setting.spec.sample_shape)
-        return {**_evaluator(pruned.model, setting), **_rank_metrics(pruned)}
-
-    yield from _run(stage, setting, directory, start, method, evaluator)
+    record = {"method": as_record(resolve(config)), "start": _start_record(saved)}
+    stage = _stage("compress", setting, setting.training.epochs, directory, record)
+    yield from _run(stage, setting, directory, start, cut=True)
 
 
 def finetune(
-    setting: Setting, energy: float, epochs: int, start_from: Path, directory: Path | None = None
+    setting: Setting,
+    config: MethodConfig,
+    epochs: int,
+    start_from: Path,
+    directory: Path | None = None,
+    distillation: DistillationConfig | None = None,
+    teacher: Path | None = None,
 ) -> Iterator[EpochResult]:
-    """Stage 3: prune stage 2's model file by `energy` and train the low-rank network for `epochs`."""
-    found: list[PrunedModel] = []
+    """Stage 3: cut stage 2's model file as `config` says and train the low-rank network for `epochs`.
 
+    With `distillation` it also learns from the model in the file `teacher`, such as stage 1's.
+    """
     saved = load_model(start_from)
 
-    def start() -> tuple[nn.Module, ModelForm]:
-        found.append(prune_by_energy(saved.model, energy, setting.spec.sample_shape))
-        return found[0].model, replace(saved.form, layers=tuple(found[0].layers))
+    def start() -> Method:
+        method = make_method(config, setting.network)
+        method.attach(saved.model.to(setting.device), saved.form)
+        method.bind()
+        pruned = method.finish(_validation_loss(setting))
+        plain = make_method(MethodConfig(method="dense"), setting.network)
+        plain.attach(pruned.model, method.deployed_form(pruned))
+        return plain
 
-    def evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
-        return {**_evaluator(model, setting), **_rank_metrics(found[0])}
-
-    config = {"training": _training_record(setting), "energy": energy, "start": _start_record(saved)}
-    stage = _stage("finetune", setting, epochs, directory, config)
-    yield from _run(stage, setting, directory, start, None, evaluator)
+    record = {"method": as_record(resolve(config)), "start": _start_record(saved)}
+    teaching = None
+    if distillation is not None and distillation.weight > 0:
+        if teacher is None:
+            raise ValueError("distillation needs a teacher: the model file to learn from")
+        taught_by = load_model(teacher)
+        teaching = Distillation(taught_by.model.to(setting.device), distillation.weight, distillation.temperature)
+        record |= {"distillation": as_record(distillation), "teacher": _start_record(taught_by)}
+    stage = _stage("finetune", setting, epochs, directory, record)
+    yield from _run(stage, setting, directory, start, distillation=teaching)
 
 
 def evaluate_model_file(path: Path, data: ImageData, device: torch.device, dtype: str = "float32") -> dict[str, float]:
-    """Return accuracy (fraction of 1) and loss of a saved model on the validation rows of `data` (see `load_test`)."""
+    """Return what `evaluate_split` says of a saved model on the validation rows of `data` (see `load_test`)."""
     return evaluate_split(load_model(path).model.to(device), data.to(device), dtype)
 
 
 def _stage(name: str, setting: Setting, epochs: int, directory: Path | None, config: dict[str, Any]) -> Stage:
-    checkpoint = None if directory is None else directory / CHECKPOINT_FILE
+    training = as_record(setting.training)
     config = {
         "stage": name,
         "epochs": epochs,
         "model": as_record(setting.spec),
         "data": setting.data.digest(),
+        # the settings that a stage depends on: its own number of epochs stands beside them
+        "training": {key: value for key, value in training.items() if key not in ("pretrain_epochs", "epochs")},
         **config,
     }
+    checkpoint = None if directory is None else directory / CHECKPOINT_FILE
     return Stage(name, epochs, setting.training, config, checkpoint)
-
-
-def _training_record(setting: Setting) -> dict[str, Any]:
-    """The training settings that a stage depends on: its own number of epochs stands beside them."""
-    record = as_record(setting.training)
-    return {key: value for key, value in record.items() if key not in ("pretrain_epochs", "epochs")}
 
 
 def _start_record(saved: SavedModel) -> dict[str, Any]:
@@ -164,34 +163,46 @@ def _start_record(saved: SavedModel) -> dict[str, Any]:
     return {"config": saved.config, "last": saved.history[-1]["metrics"]}
 
 
+def _prepared(setting: Setting, config: MethodConfig) -> Method:
+    """Return the method attached to the network with its initial weights."""
+    method = make_method(config, setting.network)
+    method.prepare(dense_model(setting))
+    return method
+
+
 def _run(
     stage: Stage,
     setting: Setting,
     directory: Path | None,
-    start: Callable[[], tuple[nn.Module, ModelForm]],
-    method: SVDTrainingConfig | None,
-    evaluator: Callable[[nn.Module, Setting], dict[str, float]],
+    start: Callable[[], Method],
+    *,
+    cut: bool = False,
+    distillation: Distillation | None = None,
 ) -> Iterator[EpochResult]:
-    """Run one stage, or repeat its recorded results if its model file is there."""
+    """Run one stage, or repeat its recorded results if its model file is there; `cut`: metrics are of the cut copy."""
     model_file = None if directory is None else directory / MODEL_FILE
     if model_file is not None and model_file.exists():
         yield from _recorded(model_file, stage)
         return
-    model, form = start()
-    model = model.to(setting.device).to(memory_format=torch.channels_last)
+    method = start()
+    method.model.to(setting.device).to(memory_format=torch.channels_last)
+    method.bind()
     setting = replace(setting, data=setting.data.to(setting.device))
-    penalty = None if method is None else Penalty(model, method)
 
     def evaluate() -> dict[str, float]:
-        metrics = evaluator(model, setting)
-        return metrics if penalty is None else {**metrics, "orthogonality_error": float(penalty.orthogonality_error())}
+        if cut:
+            pruned = method.finish(_validation_loss(setting))
+            return {**_scores(pruned.model, setting), **_rank_metrics(pruned), **method.metrics()}
+        layers = method.form.layers
+        ranks = {} if layers is None else _rank_metrics(PrunedModel(method.model, list(layers)))
+        return {**_scores(method.model, setting, method.form), **ranks, **method.metrics()}
 
     history = []
-    for result in train(model, setting.data, stage, penalty, evaluate):
+    for result in train(method, setting.data, stage, evaluate, distillation):
         history.append(result.record())
         yield result
     if model_file is not None:
-        save_model(SavedModel(model, setting.spec, form, stage.config, history), model_file)
+        save_model(SavedModel(method.model, setting.spec, method.form, stage.config, history), model_file)
         (model_file.parent / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
@@ -202,14 +213,17 @@ def _recorded(model_file: Path, stage: Stage) -> Iterator[EpochResult]:
         yield EpochResult(**record, replayed=True)
 
 
-def _evaluator(model: nn.Module, setting: Setting) -> dict[str, float]:
-    """Validation metrics and cost of an ordinary model, or of a full-rank one, which is deployed dense, at dense cost."""
+def _validation_loss(setting: Setting) -> ValidationLoss:
+    return lambda model: evaluate_split(model, setting.data.to(setting.device), setting.training.dtype)["loss"]
+
+
+def _scores(model: nn.Module, setting: Setting, form: ModelForm | None = None) -> dict[str, float]:
+    """Validation metrics and cost; of a model in a `form` that is not deployed yet, the cost of the dense network."""
     scores = evaluate_split(model, setting.data, setting.training.dtype)
     dense = setting.dense_cost
-    cost = dense if svd_layers(model) else measure_cost(model, setting.spec.sample_shape)
+    cost = dense if form is not None and form.layers is None else measure_cost(model, setting.spec.sample_shape)
     return {
-        "val_accuracy": scores["accuracy"],
-        "val_loss": scores["loss"],
+        **{f"val_{name}": value for name, value in scores.items()},
         "macs": cost.macs,
         "flops": cost.flops,
         "macs_ratio": cost.macs / dense.macs,

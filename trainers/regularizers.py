@@ -1,7 +1,9 @@
-"""The penalties of SVD training: orthogonality of U and V, sparsity of s (Yang et al., CVPR-W 2020, equations 3-6).
+"""The penalties: sparsity of singular values, on s or on a dense W, and orthogonality of U and V.
 
-Layers of one shape are stacked and penalised by one batched operation, and nothing here reads a value back from the
-device: a ResNet-20 has six distinct shapes, so the penalties cost a dozen operators a step and no synchronisation.
+SPARSITY holds penalties of a vector s, for decomposed layers (Yang et al., CVPR-W 2020, equations 3-6, and others);
+SPECTRAL holds penalties of a dense matrix's spectrum, which need no SVD. Layers of one shape are stacked and penalised by
+one batched operation, and nothing here reads a value back from the device: a ResNet-20 has six distinct shapes, so the
+penalties cost a dozen operators a step and no synchronisation.
 """
 
 from collections import defaultdict
@@ -9,10 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainers.config import SVDTrainingConfig
-from trainers.layers import svd_layers
+from trainers.layers import SVDLayer
+
+EPSILON = 0.1  # where `funnel` and `log_sum` bend: values far below are driven to zero, values far above left alone
+POLAR_STEPS = 8
 
 
 def l1(s: Tensor) -> Tensor:
@@ -30,6 +34,24 @@ def hoyer_square(s: Tensor) -> Tensor:
     return _norm_ratio(s).square() - 1
 
 
+def funnel(s: Tensor) -> Tensor:
+    """R(s) = sum |s_i| / (|s_i| + epsilon), epsilon = 0.1, in [0, r): a count that is smooth beside zero.
+
+    A penalty of the type that Chu and Lee (arXiv 2112.03690) put on gates: steep near zero, flat for large values.
+    Departure: this saturating form, on singular values. s is (..., r), the result (...).
+    """
+    size = s.abs()
+    return (size / (size + EPSILON)).sum(-1)
+
+
+def log_sum(s: Tensor) -> Tensor:
+    """R(s) = sum log(1 + |s_i| / epsilon), epsilon = 0.1 (Candes, Wakin and Boyd, J. Fourier Anal. Appl. 14, 2008).
+
+    s is (..., r), the result (...).
+    """
+    return torch.log1p(s.abs() / EPSILON).sum(-1)
+
+
 def _norm_ratio(s: Tensor) -> Tensor:
     """||s||_1 / ||s||_2, and 1 with zero gradient where s is zero (the ratio's value on every axis)."""
     squared = s.square().sum(-1)
@@ -38,7 +60,65 @@ def _norm_ratio(s: Tensor) -> Tensor:
     return torch.where(nonzero, s.abs().sum(-1) / norm, 1)
 
 
-SPARSITY: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1, "hoyer": hoyer, "hoyer_square": hoyer_square}
+SPARSITY: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": l1,
+    "hoyer": hoyer,
+    "hoyer_square": hoyer_square,
+    "funnel": funnel,
+    "log_sum": log_sum,
+}
+
+
+def polar_factor(w: Tensor, steps: int = POLAR_STEPS) -> Tensor:
+    """Return U V^T of w = U diag(s) V^T (..., m, n) by Newton-Schulz iterations: matrix products only, no SVD.
+
+    Four steps of X <- a X + b (X X^T) X + c (X X^T)^2 X with coefficients that raise small singular values fast (Jordan et
+    al., Muon, 2024), then `steps` - 4 steps with (15, -10, 3) / 8, which converge to 1 (Bjorck and Bowie, SIAM J. Numer.
+    Anal. 8, 1971). With 8 steps, singular values above 0.005 ||w||_F are mapped to 1 within 0.01; smaller ones count less.
+    """
+    wide = w if w.shape[-2] <= w.shape[-1] else w.mT
+    x = wide / wide.square().sum((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(w.dtype).tiny)
+    for step in range(steps):
+        a, b, c = (3.4445, -4.7750, 2.0315) if step < 4 else (1.875, -1.25, 0.375)
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x if w.shape[-2] <= w.shape[-1] else x.mT
+
+
+class _NuclearNorm(torch.autograd.Function):
+    """||W||_* = <W, U V^T> of matrices (..., m, n), with its sub-gradient U V^T: one polar factor for both."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, steps: int) -> Tensor:
+        polar = polar_factor(w, steps)
+        ctx.save_for_backward(polar)
+        return (w * polar).sum((-2, -1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (polar,) = ctx.saved_tensors
+        return grads[0][..., None, None] * polar, None
+
+
+def nuclear_norm(w: Tensor, steps: int = POLAR_STEPS) -> Tensor:
+    """R(W) = ||W||_*, the sum of singular values: L1 on the spectrum; 0 at W = 0. W is (..., m, n), the result (...)."""
+    return cast(Tensor, _NuclearNorm.apply(w, steps))
+
+
+def spectral_hoyer_square(w: Tensor, steps: int = POLAR_STEPS) -> Tensor:
+    """R(W) = ||W||_*^2 / ||W||_F^2 - 1, Hoyer-Square of the spectrum; 0 at W = 0. W is (..., m, n), the result (...).
+
+    Source: SLORR, arXiv 2607.08754; its number of Newton-Schulz steps is 6.
+    """
+    squared = w.square().sum((-2, -1))
+    nonzero = squared > 0
+    return torch.where(nonzero, nuclear_norm(w, steps).square() / torch.where(nonzero, squared, 1) - 1, 0)
+
+
+SPECTRAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "nuclear_norm": nuclear_norm,
+    "spectral_hoyer_square": spectral_hoyer_square,
+}
 
 
 class _GramDefect(torch.autograd.Function):
@@ -49,58 +129,119 @@ class _GramDefect(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
-        rank = a.shape[-2]
-        defect = a @ a.mT
-        defect.diagonal(dim1=-2, dim2=-1).sub_(1)
+        defect = _gram_defect(a)
         ctx.save_for_backward(a, defect)
-        return defect.square().sum((-2, -1)) / rank**2
+        return defect.square().sum((-2, -1)) / a.shape[-2] ** 2
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         a, defect = ctx.saved_tensors
         scale = grads[0] * (4 / a.shape[-2] ** 2)
-        return cast(Tensor, scale[..., None, None] * (defect @ a))
+        return cast(Tensor, (defect @ a).mul_(scale[..., None, None]))
+
+
+class _Held(torch.autograd.Function):
+    """A value with a gradient that was computed before: forward (a, value, gradient) -> value."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grads[0][..., None, None] * gradient, None, None
+
+
+def _gram_defect(a: Tensor) -> Tensor:
+    defect = a @ a.mT
+    defect.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return defect
 
 
 def orthogonality(a: Tensor) -> Tensor:
     """L_o(A) = ||A A^T - I||_F^2 / r^2 over the smaller side of A (..., m, n), r = min(m, n); the result is (...)."""
-    wide = a if a.shape[-2] <= a.shape[-1] else a.mT
-    return cast(Tensor, _GramDefect.apply(wide))
+    return cast(Tensor, _GramDefect.apply(_wide(a)))
 
 
-class Penalty:
-    """The two penalty terms of a model's decomposed layers, as one differentiable number; call it once a step."""
+def _wide(a: Tensor) -> Tensor:
+    return a if a.shape[-2] <= a.shape[-1] else a.mT
 
-    def __init__(self, model: nn.Module, method: SVDTrainingConfig) -> None:
-        layers = svd_layers(model).values()
-        self._method = method
-        self._sparsity = SPARSITY[method.regularizer]
-        self._factors = _by_shape(factor for layer in layers for factor in (layer.u, layer.vt))
-        self._values = _by_shape(layer.s for layer in layers)
+
+class OrthogonalityPenalty:
+    """sum over all U and V of L_o, as one differentiable number; call it once a step.
+
+    With `period` k > 1 the gradient is computed at every k-th call only and held in between: an approximation that costs
+    1 / k (the factors move little in k steps). `renew` makes the next call compute it.
+    """
+
+    def __init__(self, layers: Iterable[SVDLayer], period: int = 1) -> None:
+        self._groups = by_shape(factor for layer in layers for factor in (layer.u, layer.vt))
+        self._period, self._calls = period, 0
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def renew(self) -> None:
+        """Forget the gradients that are held."""
+        self._calls, self._held = 0, []
 
     def __call__(self) -> Tensor:
-        """Return strength * sum R(s) + orthogonality_weight * sum (L_o(U) + L_o(V)), a scalar."""
-        method = self._method
-        total = torch.zeros(())
-        if method.orthogonality_weight > 0:
-            for group in self._factors:
-                total = method.orthogonality_weight * orthogonality(torch.stack(group)).sum() + total
-        if method.strength > 0:
-            for group in self._values:
-                total = method.strength * self._sparsity(torch.stack(group)).sum() + total
-        return total
+        """Return sum (L_o(U) + L_o(V)), a scalar."""
+        if self._period == 1:
+            return _total(orthogonality(stack(group)).sum() for group in self._groups)
+        wide = [_wide(stack(group)) for group in self._groups]
+        if self._calls % self._period == 0:
+            with torch.no_grad():
+                self._held = [self._value_and_gradient(a) for a in wide]
+        self._calls += 1
+        pairs = zip(wide, self._held, strict=True)
+        return _total(cast(Tensor, _Held.apply(a, *held)).sum() for a, held in pairs)
+
+    @staticmethod
+    def _value_and_gradient(a: Tensor) -> tuple[Tensor, Tensor]:
+        defect, rank = _gram_defect(a), a.shape[-2]
+        return defect.square().sum((-2, -1)) / rank**2, (4 / rank**2) * (defect @ a)
 
     @torch.no_grad()
-    def orthogonality_error(self) -> Tensor:
+    def error(self) -> Tensor:
         """Return the mean over all U and V of ||A A^T - I||_F / sqrt(r): 0 where orthonormal, 1 at A = 0; a scalar."""
-        if not self._factors:
+        if not self._groups:
             return torch.zeros(())
-        errors = [(orthogonality(torch.stack(group)) * min(group[0].shape)).sqrt().flatten() for group in self._factors]
+        errors = [(orthogonality(stack(group)) * min(group[0].shape)).sqrt().flatten() for group in self._groups]
         return torch.cat(errors).mean()
 
 
-def _by_shape(tensors: Iterable[nn.Parameter]) -> list[list[Tensor]]:
+@torch.no_grad()
+def retract(layers: Iterable[SVDLayer]) -> None:
+    """Replace U and V of each layer by the orthonormal factor of their QR decomposition, in place (Absil et al., 2008).
+
+    R's diagonal is taken positive, so that factors that are nearly orthonormal change little.
+    """
+    for group in by_shape(factor for layer in layers for factor in (layer.u, layer.vt)):
+        tall = stack(group) if group[0].shape[0] >= group[0].shape[1] else stack(group).mT
+        q, r = torch.linalg.qr(tall)
+        q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)[..., None, :]
+        for factor, new in zip(group, q if q.shape[-2:] == group[0].shape else q.mT, strict=True):
+            factor.copy_(new)
+
+
+def sparsity_of(values: list[list[Tensor]], regularizer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the sum of `regularizer` over groups of tensors of one shape, a scalar."""
+    return _total(regularizer(stack(group)).sum() for group in values)
+
+
+def by_shape(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors in groups of one shape."""
     groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         groups[tuple(tensor.shape)].append(tensor)
     return list(groups.values())
+
+
+def stack(group: list[Tensor]) -> Tensor:
+    """Return a group as one tensor; a single one is not copied."""
+    return torch.stack(group) if len(group) > 1 else group[0][None]
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return sum(terms, start=torch.zeros(()))

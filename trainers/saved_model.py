@@ -1,6 +1,6 @@
 """Model files: what a network is, its weights, and how it was trained; read back without the code that trained it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +8,11 @@ import torch
 from torch import nn
 
 from trainers.checkpoint import read_payload, write_payload
-from trainers.config import Decomposition, FactorizationConfig, ModelConfig, as_record
-from trainers.deploy import DeployedLayer, deploy, exact_spectra
+from trainers.config import FactorizationConfig, ModelConfig, as_record
+from trainers.deploy import DeployedLayer
 from trainers.errors import CheckpointError, ConfigError
+from trainers.form import ModelForm, convert
 from trainers.models import ModelSpec, build_model
-from trainers.surgery import factorize
-
-
-@dataclass(frozen=True)
-class ModelForm:
-    """In which form a network's layers are: dense, decomposed (`decomposition` set) or deployed (`layers` set too)."""
-
-    decomposition: Decomposition | None = None
-    factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
-    layers: tuple[DeployedLayer, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,7 @@ def save_model(saved: SavedModel, path: Path) -> None:
             "form": {
                 "decomposition": form.decomposition,
                 "factorization": as_record(form.factorization),
+                "num_factors": form.num_factors,
                 "layers": None if form.layers is None else [asdict(layer) for layer in form.layers],
             },
             "config": saved.config,
@@ -68,23 +60,15 @@ def load_model(path: Path) -> SavedModel:
         form = ModelForm(
             payload["form"]["decomposition"],
             FactorizationConfig(**_tuples(payload["form"]["factorization"])),
+            payload["form"]["num_factors"],
             None if layers is None else tuple(DeployedLayer(**layer) for layer in layers),
         )
-        model = _empty(spec, form)
+        with torch.device("meta"):  # shapes, and no weights
+            model = convert(build_model(spec), form, spec.sample_shape)
         model.load_state_dict(payload["state_dict"], assign=True)
         return SavedModel(model, spec, form, payload["config"], payload["history"])
     except (KeyError, TypeError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path} must be a complete model file, but its content does not fit: {error}") from error
-
-
-def _empty(spec: ModelSpec, form: ModelForm) -> nn.Module:
-    """The module in its form with shapes and no weights."""
-    with torch.device("meta"):
-        model = build_model(spec)
-        if form.decomposition is None:
-            return model
-        factorize(model, form.decomposition, spec.sample_shape, form.factorization)
-        return model if form.layers is None else deploy(model, list(form.layers), exact_spectra(model))
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Every module that holds parameters appears in the report once: factorized, or sk
 """
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trainers.config import Decomposition, FactorizationConfig
-from trainers.layers import SVDConv2d, SVDLayer, SVDLinear
+from trainers.layers import SVDConv, SVDLayer, SVDLinear
+
+_DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d)  # what can be decomposed
 
 
 @dataclass(frozen=True)
@@ -53,29 +56,47 @@ def factorize(
     `sample_shape` is one input without the batch axis: a forward pass on shapes alone finds layers whose weight is used
     by their parent directly. Returns one report per module with parameters, in module order.
     """
-    config = config or FactorizationConfig()
-    reasons = _reasons(model, sample_shape, config)
-    reports, replacements = [], {}
-    for name, module in model.named_modules():
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if own == 0:
-            continue
-        reason = reasons[name]
-        status: Literal["factorized", "skipped"] = "skipped" if reason else "factorized"
-        reports.append(LayerReport(name, type(module).__name__, own, status, reason))
-        if not reason:
-            replacements[module] = decompose(module, decomposition)
+    reports = layer_reports(model, sample_shape, config)
+    modules = dict(model.named_modules())
+    replacements: dict[nn.Module, nn.Module] = {
+        modules[report.name]: decompose(modules[report.name], decomposition)
+        for report in reports
+        if report.status == "factorized"
+    }
     replace_modules(model, replacements.get)
     return reports
 
 
+def layer_reports(
+    model: nn.Module, sample_shape: tuple[int, ...], config: FactorizationConfig | None = None
+) -> list[LayerReport]:
+    """Return what `factorize` would do: one report per module with parameters, in module order; changes nothing."""
+    reasons = _reasons(model, sample_shape, config or FactorizationConfig())
+    reports = []
+    for name, module in model.named_modules():
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if own > 0:
+            status: Literal["factorized", "skipped"] = "skipped" if reasons[name] else "factorized"
+            reports.append(LayerReport(name, type(module).__name__, own, status, reasons[name]))
+    return reports
+
+
+def decomposable(
+    model: nn.Module, sample_shape: tuple[int, ...], config: FactorizationConfig | None = None
+) -> dict[str, nn.Module]:
+    """Return the dense layers that `factorize` would replace, by module path, in module order."""
+    modules = dict(model.named_modules())
+    reports = layer_reports(model, sample_shape, config)
+    return {report.name: modules[report.name] for report in reports if report.status == "factorized"}
+
+
 def decompose(module: nn.Module, decomposition: Decomposition) -> SVDLayer:
-    """Return the decomposed form of one `nn.Linear` or `nn.Conv2d` by its exact SVD."""
+    """Return the decomposed form of one `nn.Linear`, `nn.Conv1d` or `nn.Conv2d` by its exact SVD."""
     if isinstance(module, nn.Linear):
         return SVDLinear(module)
-    if isinstance(module, nn.Conv2d):
-        return SVDConv2d(module, decomposition)
-    raise TypeError(f"only nn.Linear and nn.Conv2d can be decomposed, but got {type(module).__name__}")
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return SVDConv(module, decomposition)
+    raise TypeError(f"only nn.Linear, nn.Conv1d and nn.Conv2d can be decomposed, but got {type(module).__name__}")
 
 
 def replace_modules(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> None:
@@ -94,16 +115,18 @@ def layer_geometry(model: nn.Module, sample_shape: tuple[int, ...]) -> dict[str,
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             before = found[name]
-            if output.ndim == 4 and not isinstance(module, nn.Linear | SVDLinear):
-                positions, wide = output.shape[2] * output.shape[3], output.shape[2] * inputs[0].shape[3]
-            else:
+            if isinstance(module, nn.Linear | SVDLinear):
                 positions = wide = output.numel() // output.shape[-1]
+            else:
+                positions = wide = math.prod(output.shape[2:])
+                if output.ndim == 4:
+                    wide = output.shape[2] * inputs[0].shape[3]
             found[name] = LayerGeometry(before.calls + 1, before.positions + positions, before.wide_positions + wide)
 
         return hook
 
     for name, module in probe.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | SVDLayer):
+        if isinstance(module, (*_DENSE, SVDLayer)):
             found[name] = LayerGeometry()
             module.register_forward_hook(record(name))
     dtype = next((parameter.dtype for parameter in probe.parameters()), torch.float32)
@@ -114,7 +137,7 @@ def layer_geometry(model: nn.Module, sample_shape: tuple[int, ...]) -> dict[str,
 
 def _reasons(model: nn.Module, sample_shape: tuple[int, ...], config: FactorizationConfig) -> dict[str, str]:
     """For every module with parameters of its own: why it stays as it is, or "" where it is to be factorized."""
-    candidates = [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
+    candidates = [name for name, module in model.named_modules() if type(module) in _DENSE]
     geometry = layer_geometry(model, sample_shape)
     uses = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     reasons = {}
@@ -127,7 +150,7 @@ def _reasons(model: nn.Module, sample_shape: tuple[int, ...], config: Factorizat
             reasons[name] = _unfit(module)
         elif any(uses[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
             reasons[name] = "its weight is shared with another module"
-        elif isinstance(module, nn.Conv2d) and module.groups != 1:
+        elif isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups != 1:
             depthwise = module.groups == module.in_channels
             reasons[name] = f"{'depthwise' if depthwise else 'grouped'} convolution (groups={module.groups})"
         elif geometry[name].calls == 0:
@@ -138,10 +161,14 @@ def _reasons(model: nn.Module, sample_shape: tuple[int, ...], config: Factorizat
 
 
 def _unfit(module: nn.Module) -> str:
-    base = next((base for base in (nn.Linear, nn.Conv2d) if isinstance(module, base)), None)
+    if isinstance(module, nn.MultiheadAttention):
+        return (
+            "a fused attention layer; `trainers.attention.open_attention` gives it projections that can be decomposed"
+        )
+    base = next((base for base in _DENSE if isinstance(module, base)), None)
     if base is not None:
         return f"a subclass of nn.{base.__name__}, whose own behaviour a replacement would lose"
-    return f"not a linear or 2-d convolutional layer ({type(module).__name__})"
+    return f"not a linear, 1-d or 2-d convolutional layer ({type(module).__name__})"
 
 
 def _excluded(name: str, first: bool, last: bool, config: FactorizationConfig) -> str:

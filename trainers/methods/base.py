@@ -1,0 +1,141 @@
+"""What every low-rank method is: the hooks that the training loop calls, and `finish`, which cuts.
+
+A method is attached to one network and trains in one of two stages: `prepare` takes the dense network into the form that
+is trained, and leaves it at full rank; a later stage goes on from there with the method's own pressure towards low rank.
+Each hook does nothing by default. What a method has to remember between epochs, beyond the weights, is in `state`.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from trainers.config import FactorizationConfig, MethodConfig
+from trainers.deploy import PrunedModel, prune, stored_spectra
+from trainers.form import ModelForm, convert
+from trainers.rules import unknown_name
+from trainers.surgery import factorize
+
+ValidationLoss = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a method needs to know of the network beside its weights."""
+
+    sample_shape: tuple[int, ...]
+    factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+
+
+class Method:
+    """Base of all methods, and itself the method that adds nothing: training as usual, cut by `rank_rule` in the end.
+
+    `regularizers` are the penalties that it can use, each with its default strength; `default_regularizer` is one of them
+    or None. `rank_rule` chooses the ranks; where `owns_rank_rule` is set it is part of the method and cannot be changed.
+    """
+
+    regularizers: ClassVar[dict[str, float]] = {}
+    default_regularizer: ClassVar[str | None] = None
+    rank_rule: ClassVar[str | None] = "energy"
+    owns_rank_rule: ClassVar[bool] = False
+
+    model: nn.Module
+    form: ModelForm
+
+    def __init__(self, config: MethodConfig, network: Network) -> None:
+        self.config, self.network = self.resolve(config), network
+
+    @classmethod
+    def resolve(cls, config: MethodConfig) -> MethodConfig:
+        """Return `config` with the method's defaults where it has None."""
+        regularizer = config.regularizer or cls.default_regularizer
+        strength = cls.regularizers.get(regularizer or "", 0.0) if config.strength is None else config.strength
+        return replace(config, regularizer=regularizer, strength=strength, rank_rule=config.rank_rule or cls.rank_rule)
+
+    @classmethod
+    def problems(cls, config: MethodConfig) -> list[tuple[str, str]]:
+        """Return (field, message) for settings that do not go with this method."""
+        found = []
+        if config.regularizer is not None and config.regularizer not in cls.regularizers:
+            known = cls.regularizers or {"none at all": 0}
+            text = unknown_name(f"regularizer for {config.method}", config.regularizer, known)
+            found.append(("regularizer", text))
+        if cls.owns_rank_rule and config.rank_rule not in (None, cls.rank_rule):
+            own = f"{config.method} chooses ranks itself{f' ({cls.rank_rule})' if cls.rank_rule else ''}"
+            found.append(("rank_rule", f"must be left out: {own}, but got {config.rank_rule!r}; or use truncated_svd"))
+        return found
+
+    @classmethod
+    def pretraining(cls, config: MethodConfig) -> MethodConfig:
+        """Return the method of stage 1, reduced to what matters there: equal for trials that can share it."""
+        return MethodConfig(method="dense")
+
+    def trained_form(self) -> ModelForm:
+        """Return the form in which the network is trained."""
+        return ModelForm()
+
+    def prepare(self, model: nn.Module) -> None:
+        """Take over a dense network in the form that is trained; its outputs stay equal."""
+        form = self.trained_form()
+        self.attach(convert(model, form, self.network.sample_shape), form)
+
+    def attach(self, model: nn.Module, form: ModelForm) -> None:
+        """Take over a network that is in `form`; call `bind` when it is on its device."""
+        self.model, self.form = model, form
+
+    def bind(self) -> None:
+        """Look up the tensors that the hooks work on."""
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Before epoch `epoch` (from 0) of `epochs`."""
+
+    def loss_terms(self, progress: float) -> Tensor | None:
+        """Return what is added to the task's loss, a scalar, before each step; `progress` of the stage is in [0, 1)."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """After the optimizer's step number `step` of the epoch (from 1)."""
+
+    def end_epoch(self) -> None:
+        """After an epoch, before it is evaluated; may put another `model` and `form` in place."""
+
+    def finish(self, validation_loss: ValidationLoss | None = None) -> PrunedModel:
+        """Return the low-rank network that the trained one is cut to; the trained one stays as it is."""
+        if self.form.layers is not None:
+            return PrunedModel(copy.deepcopy(self.model), list(self.form.layers))
+        model = self.dense_copy()
+        shape = self.network.sample_shape
+        factorize(model, self.config.decomposition, shape, self.network.factorization)
+        return self.cut(model, validation_loss)
+
+    def dense_copy(self) -> nn.Module:
+        """Return the trained network as a dense one."""
+        return copy.deepcopy(self.model)
+
+    def cut(self, model: nn.Module, validation_loss: ValidationLoss | None) -> PrunedModel:
+        """Return the decomposed `model`, whose factors are exact SVDs, cut by the method's rank rule."""
+        return prune(model, self.config, self.network.sample_shape, stored_spectra(model), validation_loss)
+
+    def deployed_form(self, pruned: PrunedModel) -> ModelForm:
+        """Return the form of what `finish` returns."""
+        layers = tuple(pruned.layers)
+        return ModelForm(self.config.decomposition, self.network.factorization, layers=layers)
+
+    def metrics(self) -> dict[str, float]:
+        """Return figures of the method's own, logged with each epoch."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold beside weights: plain values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a `state`; the weights are loaded after it."""
+
+    def strength_at(self, progress: float) -> float:
+        """Return the penalty's weight at `progress` of the stage, by `strength_schedule`."""
+        assert self.config.strength is not None
+        rising = self.config.strength_schedule == "warmup"
+        return self.config.strength * (min(1.0, 2 * progress) if rising else 1.0)
