@@ -29,7 +29,8 @@ _COLUMNS = (
     "params_ratio", "rank_ratio",
 )  # fmt: skip
 # which of the columns `energy` and `budget` a rank rule reads
-_NUMBER_OF_RULE = {"energy": "energy", "equal_error": "budget", "knapsack": "budget", "greedy": "budget"}
+_BUDGET_RULES = ("equal_error", "knapsack", "log_knapsack", "greedy")
+_NUMBER_OF_RULE = {"energy": "energy", **dict.fromkeys(_BUDGET_RULES, "budget")}
 _COUNTS = ("macs", "params")
 
 

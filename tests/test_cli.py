@@ -43,7 +43,7 @@ def test_validate_prints_the_resolved_config_and_trains_nothing(config, tmp_path
     done = rankfront("validate", config, "--set", "search.num_trials=9", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "num_trials: 9" in done.stdout
-    assert "# decompositions in the search space: channel" in done.stdout
+    assert "# runs of stage 1 that the search space needs: pretrain-channel" in done.stdout
     assert "903,808 MACs (1,807,616 FLOPs), 56,554 parameters" in done.stdout
     assert "aten.native_batch_norm" in done.stdout
     assert "#   3 (Conv2d, 18,432): factorized\n" in done.stdout

@@ -9,7 +9,7 @@ from torch import nn
 
 from orchestrator.searcher import probe_search_space
 from search_spaces import SEARCH_SPACES, find_search_space
-from trainers.config import ModelConfig, MethodConfig, TrainingConfig, apply_settings
+from trainers.config import MethodConfig, ModelConfig, RankConfig, TrainingConfig, apply_settings
 from trainers.cost import measure_cost
 from trainers.data import DATASETS
 from trainers.deploy import prune

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.config import ModelConfig
+from trainers.config import ModelConfig, RankConfig
 from trainers.cost import measure_cost
 from trainers.deploy import deploy, exact_spectra, plan_deployment, prune
 from trainers.errors import NonFiniteError
@@ -112,7 +112,7 @@ def test_rank_ratio_counts_dense_layers_as_full():
 def test_a_model_that_is_one_layer():
     model = nn.Sequential(nn.Linear(9, 9))
     factorize(model, "channel", (9,))
-    assert isinstance(prune_by_energy(model[0], 0.9, (9,)).model, nn.Sequential)
+    assert isinstance(prune(model[0], RankConfig(energy=0.9), (9,)).model, nn.Sequential)
 
 
 def test_a_weight_that_is_not_finite_is_an_error():

@@ -14,10 +14,10 @@ from trainers.errors import CheckpointError, NonFiniteError
 from trainers.layers import svd_layers
 from trainers.loop import evaluate_split
 from trainers.models import ModelSpec
-from trainers.recipe import Setting, evaluate_model_file, finetune, pretrain, regularize, train_dense
+from trainers.recipe import Setting, compress, evaluate_model_file, finetune, pretrain, train_dense
 from trainers.saved_model import load_model
 
-METHOD = MethodConfig("spatial", "hoyer", strength=0.05, energy=0.2)
+METHOD = MethodConfig(decomposition="spatial", regularizer="hoyer", strength=0.05, energy=0.2)
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def stages(setting, folder):
     return {
         "dense": lambda: train_dense(setting, 3, folder / "dense"),
         "pretrain": lambda: pretrain(setting, METHOD, folder / "pretrain"),
-        "regularize": lambda: regularize(setting, METHOD, folder / "pretrain/model.pt", folder / "regularize"),
-        "finetune": lambda: finetune(setting, 0.2, 3, folder / "regularize/model.pt", folder / "finetune"),
+        "compress": lambda: compress(setting, METHOD, folder / "pretrain/model.pt", folder / "compress"),
+        "finetune": lambda: finetune(setting, METHOD, 3, folder / "compress/model.pt", folder / "finetune"),
     }
 
 
@@ -52,7 +52,7 @@ def test_the_three_stages_learn_prune_and_recover(setting, tmp_path, digits):
     assert [result.epoch for result in results["pretrain"]] == [1, 2, 3, 4, 5, 6]
     assert results["pretrain"][-1].metrics["val_accuracy"] > 0.8
     assert results["pretrain"][-1].metrics["macs_ratio"] == 1
-    last, tuned = results["regularize"][-1].metrics, results["finetune"][-1].metrics
+    last, tuned = results["compress"][-1].metrics, results["finetune"][-1].metrics
     assert last["macs_ratio"] < 0.9
     assert (tuned["macs"], tuned["params"], tuned["rank_ratio"]) == (last["macs"], last["params"], last["rank_ratio"])
     assert tuned["val_accuracy"] > 0.9
@@ -72,6 +72,8 @@ def test_metrics_are_complete(setting, tmp_path):
         "train_loss",
         "learning_rate",
         "val_accuracy",
+        "val_top5_accuracy",
+        "val_macro_f1",
         "val_loss",
         "macs",
         "flops",
@@ -83,7 +85,7 @@ def test_metrics_are_complete(setting, tmp_path):
     expected = {
         "dense": common,
         "pretrain": common | {"orthogonality_error"},
-        "regularize": common | ranks | {"orthogonality_error"},
+        "compress": common | ranks | {"orthogonality_error"},
         "finetune": common | ranks,
     }
     assert {name: set(results[name][0].metrics) for name in results} == expected
@@ -97,7 +99,7 @@ def test_same_seed_gives_bit_identical_results_and_another_seed_does_not(setting
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-@pytest.mark.parametrize("name", ["dense", "pretrain", "regularize", "finetune"])
+@pytest.mark.parametrize("name", ["dense", "pretrain", "compress", "finetune"])
 def test_an_interrupted_stage_resumes_to_the_uninterrupted_result(setting, tmp_path, name, stop_after):
     whole = run_all(setting, tmp_path / "whole")
     folder = tmp_path / "cut"
@@ -142,7 +144,7 @@ def test_a_stage_that_starts_from_another_model_or_data_is_another_configuration
     other = replace(setting, training=replace(setting.training, seed=1))
     list(pretrain(other, METHOD, tmp_path / "b"))
     with pytest.raises(CheckpointError, match="start: "):
-        list(regularize(setting, METHOD, tmp_path / "b/model.pt", tmp_path / "a/regularize"))
+        list(compress(setting, METHOD, tmp_path / "b/model.pt", tmp_path / "a/compress"))
     fewer = replace(setting, data=replace(setting.data, train_rows=setting.data.train_rows[:-1]))
     with pytest.raises(CheckpointError, match="data: "):
         list(pretrain(fewer, METHOD, tmp_path / "a/pretrain"))
@@ -168,10 +170,10 @@ def test_a_loss_that_is_not_finite_ends_the_training_by_name(setting, tmp_path, 
 
 def test_stage_two_needs_a_start_of_its_decomposition(setting, tmp_path):
     list(pretrain(setting, METHOD, tmp_path))
-    with pytest.raises(ValueError, match="must be decomposed as 'channel', but is 'spatial'"):
-        list(regularize(setting, replace(METHOD, decomposition="channel"), tmp_path / "model.pt"))
+    with pytest.raises(ValueError, match="must be in the form .*'channel'.*but is .*'spatial'"):
+        list(compress(setting, replace(METHOD, decomposition="channel"), tmp_path / "model.pt"))
     with pytest.raises(CheckpointError, match="there is none"):
-        list(regularize(setting, METHOD, tmp_path / "nothing.pt"))
+        list(compress(setting, METHOD, tmp_path / "nothing.pt"))
 
 
 def test_layers_left_out_stay_dense_through_all_stages(setting, tmp_path):
@@ -207,7 +209,7 @@ def test_a_model_file_of_another_kind_or_version_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="must be a model file, but is a checkpoint file"):
         load_model(path)
     torch.save({"format": "rankfront", "version": 99, "kind": "model"}, path)
-    with pytest.raises(CheckpointError, match="format version 1, but has 99"):
+    with pytest.raises(CheckpointError, match="format version 2, but has 99"):
         load_model(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(CheckpointError, match="written by something else"):

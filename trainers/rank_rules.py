@@ -44,11 +44,11 @@ class LayerSpectrum:
     @property
     def largest_low_rank(self) -> int:
         """The largest rank below break-even, r < dense_macs / macs_per_rank (m n / (m + n) for a linear layer); or 0."""
-        return min(self.full_rank, -(-self.dense_macs // max(1, self.macs_per_rank))) - 1
+        return max(0, min(self.full_rank, -(-self.dense_macs // max(1, self.macs_per_rank))) - 1)
 
     def candidates(self, multiple: int = 1) -> Tensor:
         """Return all ranks worth choosing from, ascending: multiples of `multiple` below break-even, and the full rank."""
-        ranks = torch.arange(multiple, self.largest_low_rank + 1, multiple)
+        ranks = multiple * torch.arange(1, self.largest_low_rank // multiple + 1)
         return torch.cat((ranks, torch.tensor([self.full_rank])))
 
     def admissible(self, rank: int, multiple: int = 1) -> int:
@@ -242,13 +242,30 @@ def equal_error(problem: RankProblem, config: RankConfig) -> Ranks:
 def knapsack(problem: RankProblem, config: RankConfig) -> Ranks:
     """Keep the most energy under the budget: maximise sum_l E_l(r_l) with sum_l C_l(r_l) <= budget.
 
-    E_l is the share of the layer's ||s||^2 that rank r keeps. Bisection on the Lagrange multiplier: r_l = argmax E_l(r) -
+    E_l(r) is the share of the layer's ||s||^2 that rank r keeps. Source of the rule: the budget allocation of BALF-style
+    compressors.
+    """
+    return _spend(problem, config, lambda kept: kept)
+
+
+def log_knapsack(problem: RankProblem, config: RankConfig) -> Ranks:
+    """As `knapsack`, for the product of what the layers keep: maximise sum_l log E_l(r_l).
+
+    Layers act one after another, so that what one of them loses cannot be made up for by the others: at small budgets the
+    sum sacrifices single layers, the product does not. Our own variant.
+    """
+    return _spend(problem, config, lambda kept: kept.clamp_min(1e-300).log())
+
+
+def _spend(problem: RankProblem, config: RankConfig, value: Callable[[Tensor], Tensor]) -> Ranks:
+    """Maximise sum_l value(E_l(r_l)) with sum_l C_l(r_l) <= budget.
+
+    Bisection on the Lagrange multiplier: r_l = argmax E_l(r) -
     lambda C_l(r), which is optimal among all ranks of at most its own cost (Everett, Operations Research 11, 1963). What
-    is left of the budget then goes to the steps that keep most energy per cost and still fit. Source of the rule: the
-    budget allocation of BALF-style compressors.
+    is left of the budget then goes to the steps that gain most per cost and still fit.
     """
     allowance = problem.allowance(config)
-    tables = {name: _Table.of(layer, config) for name, layer in problem.layers.items()}
+    tables = {name: _Table.of(layer, config, value) for name, layer in problem.layers.items()}
     low, high = 0.0, 1.0
     while sum(table.costs[table.best(high)] for table in tables.values()) > allowance:
         high *= 2
@@ -267,27 +284,27 @@ def knapsack(problem: RankProblem, config: RankConfig) -> Ranks:
 
 @dataclass(frozen=True)
 class _Table:
-    """One layer's candidates with their costs, ascending, and the energy that each keeps."""
+    """One layer's candidates with their costs, ascending, and what each is worth."""
 
     ranks: list[int]
     costs: list[int]
-    kept: Tensor
-    scaled_costs: Tensor  # over the dense layer's, so that multipliers have a common size
+    values: Tensor
+    prices: Tensor  # the costs, for arithmetic
 
     @staticmethod
-    def of(layer: LayerSpectrum, config: RankConfig) -> "_Table":
+    def of(layer: LayerSpectrum, config: RankConfig, value: Callable[[Tensor], Tensor]) -> "_Table":
         ranks = layer.candidates(config.rank_multiple)
         costs = layer.cost(ranks, config.budget_unit)
         order = torch.argsort(costs, stable=True)  # in parameters a dense layer may cost less than a low-rank one
         ranks, costs = ranks[order], costs[order]
-        return _Table(ranks.tolist(), costs.tolist(), layer.kept_energy(ranks), costs.double())
+        return _Table(ranks.tolist(), costs.tolist(), value(layer.kept_energy(ranks)), costs.double())
 
     def best(self, multiplier: float) -> int:
-        return int(torch.argmax(self.kept - multiplier * self.scaled_costs))
+        return int(torch.argmax(self.values - multiplier * self.prices))
 
 
 def _best_step(tables: dict[str, _Table], chosen: dict[str, int], left: int) -> tuple[str, int] | None:
-    """The (layer, candidate) that fits in `left` and gains most energy per cost, if any gains."""
+    """The (layer, candidate) that fits in `left` and gains most per cost, if any gains."""
     best, found = 0.0, None
     for name, table in tables.items():
         now = chosen[name]
@@ -295,7 +312,7 @@ def _best_step(tables: dict[str, _Table], chosen: dict[str, int], left: int) -> 
             extra = table.costs[index] - table.costs[now]
             if extra > left:
                 break
-            rate = float(table.kept[index] - table.kept[now]) / max(1, extra)
+            rate = float(table.values[index] - table.values[now]) / max(1, extra)
             if rate > best:
                 best, found = rate, (name, index)
     return found
@@ -364,5 +381,6 @@ RANK_RULES: dict[str, RankRule] = {
     "evbmf": _per_layer(lambda layer, config: config.rank_scale * evbmf_rank(layer.s, layer.shape)),
     "equal_error": equal_error,
     "knapsack": knapsack,
+    "log_knapsack": log_knapsack,
     "greedy": greedy,
 }
