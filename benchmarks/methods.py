@@ -1,11 +1,11 @@
 """Which low-rank method gives the best trade-offs at an equal budget of epochs?
 
-Every method trains each task in the same three stages (full rank, compression, fine-tuning of the cut network), with the same
-epochs, batches, optimizer and learning rates, from the same initial weights; each gives three points: the cuts that come
-nearest below three budgets. Where a method takes any rank rule, all take the same one; `arsvd` and `evbmf` reach the budgets
-by their own number (found by bisection on the trained spectra, no accuracy is looked at); `lc` and `cuttlefish` decide while they
-train, so that each of their points is a compression of its own. Nothing is selected: all points are reported, on the test
-split.
+Every method trains each task in the same three stages (full rank, compression, fine-tuning of the cut network), with the
+same epochs, batches, optimizer and learning rates, from the same initial weights. Each gives three points: the cuts that
+come nearest below three budgets. Where a method takes any rank rule, all take the same one; `arsvd` and `evbmf` reach the
+budgets by their own number (found by bisection on the trained spectra, no accuracy is looked at); `lc` and `cuttlefish`
+decide while they train, so that each of their points is a compression of its own. Nothing is selected: all points are
+reported, on the test split.
 
     python benchmarks/methods.py --mnist DIR --cifar10 DIR --output runs/methods --json FILE --markdown FILE --plot FILE
     python benchmarks/methods.py --quick --json FILE      # scikit-learn's digits, one seed, a minute
@@ -197,11 +197,10 @@ def run_seed(name: str, task: Task, seed: int, output: Path, methods: list[str])
             trained = compressing(config)
             stage2 = root / "compress" / slug(trained, cut=False)
             _, second_s = core_seconds(compress(setting, trained, stage1 / MODEL_FILE, stage2), stage2)
-            if budget is not None:
-                config = fitted(config, budget, setting, stage2 / MODEL_FILE, task)
-            stage3 = root / "finetune" / slug(config, cut=True)
+            final = config if budget is None else fitted(config, budget, setting, stage2 / MODEL_FILE, task)
+            stage3 = root / "finetune" / slug(final, cut=True)
             metrics, third_s = core_seconds(
-                finetune(tuning, config, task.finetune_epochs, stage2 / MODEL_FILE, stage3), stage3
+                finetune(tuning, final, task.finetune_epochs, stage2 / MODEL_FILE, stage3), stage3
             )
             scores = evaluate_model_file(stage3 / MODEL_FILE, test, torch.device("cpu"))
             rows.append(
@@ -282,8 +281,8 @@ def _caption(task: Task, seeds: list[int]) -> str:
     epochs = f"{training.pretrain_epochs} + {training.epochs} + {task.finetune_epochs} epochs"
     size = f"{task.data.max_train} images" if task.data.max_train else "all images"
     return (
-        f"{task.model.name}, {task.data.name} ({size} of the training split, a share of them for validation), {epochs}, batch "
-        f"{training.batch_size}, {training.optimizer} {training.learning_rate:g} (fine-tuning "
+        f"{task.model.name}, {task.data.name} ({size} of the training split, a share of them for validation), {epochs}, "
+        f"batch {training.batch_size}, {training.optimizer} {training.learning_rate:g} (fine-tuning "
         f"{task.finetune_learning_rate:g}), {task.decomposition}-wise, seeds {', '.join(map(str, seeds))}; hypervolume of "
         f"test accuracy against {task.unit} kept, from accuracy {100 * task.floor:g} %."
     )

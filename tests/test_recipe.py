@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainers.checkpoint import write_payload
-from trainers.config import FactorizationConfig, ModelConfig, MethodConfig, TrainingConfig
+from trainers.config import FactorizationConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.cost import measure_cost
 from trainers.data import DataConfig, load_test
 from trainers.errors import CheckpointError, NonFiniteError

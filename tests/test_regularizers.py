@@ -5,9 +5,25 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainers.config import MethodConfig
 from trainers.layers import svd_layers
-from trainers.regularizers import SPARSITY, Penalty, hoyer, hoyer_square, l1, orthogonality
+from trainers.regularizers import (
+    EPSILON,
+    SPARSITY,
+    SPECTRAL,
+    OrthogonalityPenalty,
+    by_shape,
+    funnel,
+    hoyer,
+    hoyer_square,
+    l1,
+    log_sum,
+    nuclear_norm,
+    orthogonality,
+    polar_factor,
+    retract,
+    sparsity_of,
+    spectral_hoyer_square,
+)
 from trainers.surgery import factorize
 
 
@@ -28,6 +44,10 @@ def vector(*values):
         (hoyer_square, (2, 2, 2, 2), 4 - 1),
         (hoyer_square, (0, 5, 0), 0),
         (hoyer_square, (0, 0), 0),
+        (funnel, (EPSILON, -3 * EPSILON), 1 / 2 + 3 / 4),
+        (funnel, (0, 0), 0),
+        (log_sum, (EPSILON, -3 * EPSILON), math.log(2) + math.log(4)),
+        (log_sum, (0, 0), 0),
     ],
 )
 def test_sparsity_at_closed_form_points(regularizer, s, value):
@@ -86,37 +106,154 @@ def network():
     return model
 
 
-@pytest.mark.parametrize("name", SPARSITY)
-def test_penalty_equals_a_plain_loop_over_layers(name):
+def layers_of(model):
+    return list(svd_layers(model).values())
+
+
+def test_the_penalty_over_layers_equals_a_plain_loop():
     model = network()
-    method = MethodConfig(regularizer=name, strength=0.3, orthogonality_weight=2.0)
-    expected = sum(
-        0.3 * SPARSITY[name](layer.s) + 2.0 * (orthogonality(layer.u) + orthogonality(layer.vt))
-        for layer in svd_layers(model).values()
-    )
+    expected = sum(orthogonality(layer.u) + orthogonality(layer.vt) for layer in layers_of(model))
     expected_grads = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
-    penalty = Penalty(model, method)()
+    penalty = OrthogonalityPenalty(layers_of(model))()
     torch.testing.assert_close(penalty, expected, rtol=1e-12, atol=0)
     grads = torch.autograd.grad(penalty, list(model.parameters()), allow_unused=True)
     for found, wanted in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", SPARSITY)
+def test_sparsity_over_layers_equals_a_plain_loop(name):
+    values = [torch.rand(size, dtype=torch.float64) for size in (3, 5, 3, 5, 3)]
+    expected = sum(SPARSITY[name](s) for s in values)
+    torch.testing.assert_close(sparsity_of(by_shape(values), SPARSITY[name]), expected, rtol=1e-12, atol=0)
+
+
+class TestHeldGradient:
+    def gradients(self, model, penalty):
+        for parameter in model.parameters():
+            parameter.grad = None
+        value = penalty()
+        value.backward()
+        return value.item(), [layer.u.grad.clone() for layer in layers_of(model)]
+
+    def test_is_the_exact_one_when_it_is_renewed(self):
+        model = network()
+        exact, held = OrthogonalityPenalty(layers_of(model)), OrthogonalityPenalty(layers_of(model), period=3)
+        for _ in range(2):
+            value, gradients = self.gradients(model, exact)
+            again, held_gradients = self.gradients(model, held)
+            assert again == pytest.approx(value, rel=1e-12)
+            for found, wanted in zip(held_gradients, gradients, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
+            held.renew()
+            with torch.no_grad():
+                model[0].u.mul_(1.1)
+
+    def test_stays_the_same_for_a_period(self):
+        model = network()
+        penalty = OrthogonalityPenalty(layers_of(model), period=2)
+        first = self.gradients(model, penalty)
+        with torch.no_grad():
+            model[0].u.mul_(1.1)
+        second, third = self.gradients(model, penalty), self.gradients(model, penalty)
+        assert second[0] == first[0] != third[0]
+        assert torch.equal(second[1][0], first[1][0])
+        assert not torch.equal(third[1][0], first[1][0])
+
+
 def test_orthogonality_error_is_the_mean_relative_defect():
     model = network()
     errors = []
-    for layer in svd_layers(model).values():
+    for layer in layers_of(model):
         for a in (layer.u.mT, layer.vt):
             rank = a.shape[0]
             errors.append((a @ a.mT - torch.eye(rank)).norm() / math.sqrt(rank))
-    found = Penalty(model, MethodConfig()).orthogonality_error()
+    found = OrthogonalityPenalty(layers_of(model)).error()
     torch.testing.assert_close(found, torch.stack(errors).mean(), rtol=1e-10, atol=0)
 
 
-def test_a_model_without_decomposed_layers_has_no_penalty():
-    penalty = Penalty(nn.Linear(3, 2), MethodConfig())
+def test_no_layers_have_no_penalty():
+    penalty = OrthogonalityPenalty([])
     assert penalty().item() == 0
-    assert penalty.orthogonality_error().item() == 0
+    assert penalty.error().item() == 0
+
+
+def test_retraction_gives_the_nearby_orthonormal_factors():
+    model = network()
+    before = [(layer.u.clone(), layer.vt.clone()) for layer in layers_of(model)]
+    retract(layers_of(model))
+    for layer, (u, vt) in zip(layers_of(model), before, strict=True):
+        for factor, old in ((layer.u, u), (layer.vt.mT, vt.mT)):
+            torch.testing.assert_close(factor.mT @ factor, torch.eye(factor.shape[1], dtype=torch.float64))
+            # the same subspace, and directions that agree with the old ones
+            r = factor.mT @ old
+            torch.testing.assert_close(factor @ r, old)
+            assert (r.diagonal() > 0).all()
+            if old.shape[0] > old.shape[1]:
+                assert torch.tril(r, -1).abs().max() < 1e-12  # the Q of a QR decomposition
+    once = [layer.u.clone() for layer in layers_of(model)]
+    retract(layers_of(model))
+    for layer, u in zip(layers_of(model), once, strict=True):
+        torch.testing.assert_close(layer.u.detach(), u.detach())
+
+
+def spectrum(*values, shape=(5, 7)):
+    """A matrix with exactly these singular values."""
+    u = torch.linalg.qr(torch.randn(shape[0], len(values), dtype=torch.float64)).Q
+    v = torch.linalg.qr(torch.randn(shape[1], len(values), dtype=torch.float64)).Q
+    return (u * torch.tensor(values, dtype=torch.float64)) @ v.mT
+
+
+class TestSpectral:
+    @pytest.mark.parametrize("shape", [(5, 7), (7, 5), (6, 6)])
+    def test_polar_factor_is_that_of_the_svd(self, shape):
+        w = torch.randn(3, *shape, dtype=torch.float64)
+        u, _, vt = torch.linalg.svd(w, full_matrices=False)
+        torch.testing.assert_close(polar_factor(w, steps=40), u @ vt, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("shape", [(5, 7), (7, 5), (6, 6)])
+    def test_values_are_those_of_the_singular_values(self, shape):
+        w = torch.randn(2, *shape, dtype=torch.float64)
+        s = torch.linalg.svdvals(w)
+        torch.testing.assert_close(nuclear_norm(w, steps=40), s.sum(-1), rtol=1e-10, atol=0)
+        expected = s.sum(-1).square() / s.square().sum(-1) - 1
+        torch.testing.assert_close(spectral_hoyer_square(w, steps=40), expected, rtol=1e-10, atol=0)
+
+    @pytest.mark.parametrize("name", SPECTRAL)
+    def test_gradients_are_those_of_the_singular_values(self, name):
+        """Against autograd through torch's own SVD."""
+        through_svd = {
+            "nuclear_norm": lambda w: torch.linalg.svdvals(w).sum(),
+            "spectral_hoyer_square": lambda w: hoyer_square(torch.linalg.svdvals(w)),
+        }
+        w = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+        (expected,) = torch.autograd.grad(through_svd[name](w), w)
+        (found,) = torch.autograd.grad(SPECTRAL[name](w, steps=40), w)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+    def test_few_steps_are_near_where_it_matters(self):
+        """What the docstring promises of the default number of steps, in float32 too."""
+        w = spectrum(1, 0.5, 0.1, 0.02, 0.006, shape=(30, 40))
+        u, s, vt = torch.linalg.svd(w, full_matrices=False)
+        for matrix, tolerance in ((w, 0.01), (w.float(), 0.012)):
+            mapped = (u.mT @ polar_factor(matrix).double() @ vt.mT).diagonal()
+            assert (mapped[:5] - 1).abs().max() < tolerance
+            assert nuclear_norm(matrix).item() == pytest.approx(float(s.sum()), rel=0.01)
+
+    @pytest.mark.parametrize("name", SPECTRAL)
+    def test_a_zero_matrix_has_no_penalty_and_a_finite_gradient(self, name):
+        w = torch.zeros(3, 4, requires_grad=True)
+        value = SPECTRAL[name](w)
+        value.backward()
+        assert value.item() == 0
+        assert torch.isfinite(w.grad).all()
+
+    @pytest.mark.parametrize("name", SPECTRAL)
+    def test_a_step_down_its_gradient_makes_the_spectrum_sparser(self, name):
+        w = spectrum(3, 1, 0.5).requires_grad_()
+        SPECTRAL[name](w).backward()
+        s = torch.linalg.svdvals((w - 0.05 * w.grad).detach())
+        assert s[2] / s[0] < 0.5 / 3
 
 
 class ReadsFromDevice(TorchDispatchMode):
@@ -133,11 +270,12 @@ class ReadsFromDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", SPARSITY)
-def test_penalty_and_its_gradient_read_nothing_back_from_the_device(name):
+def test_penalties_and_their_gradients_read_nothing_back_from_the_device(name):
     model = network()
-    penalty = Penalty(model, MethodConfig(regularizer=name))
+    penalty = OrthogonalityPenalty(layers_of(model))
+    values = by_shape(layer.s for layer in layers_of(model))
     with ReadsFromDevice() as reads:
-        penalty().backward()
+        (penalty() + sparsity_of(values, SPARSITY[name])).backward()
     assert reads.names == []
     with ReadsFromDevice() as control:  # the counter itself works
         float(model[0].s.detach().sum())
@@ -158,7 +296,7 @@ def test_layers_of_one_shape_are_penalised_together():
     for depth in (2, 12):
         model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(depth)))
         factorize(model, "channel", (6,))
-        penalty = Penalty(model, MethodConfig())
+        penalty = OrthogonalityPenalty(layers_of(model))
         with Count() as count:
             penalty()
         counts.append(count.total)

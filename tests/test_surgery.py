@@ -57,7 +57,7 @@ def test_outputs_stay_equal_and_every_parameter_is_in_the_report(decomposition):
 def test_what_cannot_be_factorized_is_reported_with_its_reason():
     model = convolutions()
     found = reasons(model, (4, 6, 6))
-    assert found["1"] == "not a linear or 2-d convolutional layer (BatchNorm2d)"
+    assert found["1"] == "not a linear, 1-d or 2-d convolutional layer (BatchNorm2d)"
     assert found["2"] == "grouped convolution (groups=2)"
     assert found["3"] == "depthwise convolution (groups=8)"
     assert type(model[2]) is nn.Conv2d

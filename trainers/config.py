@@ -119,9 +119,9 @@ class RankConfig(Section):
 
     Each rule reads its own field: `energy` (share of a layer's squared singular values that may go), `threshold` (smallest
     singular value kept, for `relative_threshold` as a share of the largest), `rank_fraction` (`fixed_ratio`: share of the
-    full rank), `entropy` (share of the spectrum's entropy to keep), `rank_scale` (factor on `effective_rank`, `stable_rank`
-    and `evbmf`), `budget` (`equal_error`, `knapsack`, `log_knapsack`, `greedy`: share of the dense network's `budget_unit` that the whole
-    deployed network may cost). Ranks are rounded up to `rank_multiple`; a budget is kept with it.
+    full rank), `entropy` (share of the spectrum's entropy to keep), `rank_scale` (factor on `effective_rank`,
+    `stable_rank` and `evbmf`), `budget` (`equal_error`, `knapsack`, `log_knapsack`, `greedy`: share of the dense network's
+    `budget_unit` that the whole deployed network may cost). Ranks are rounded up to `rank_multiple`, within the budget.
     """
 
     rank_rule: Annotated[str | None, one_of("rank rule", _rank_rule_names)] = None

@@ -1,0 +1,430 @@
+"""Each method against its equations, written out again; and what the protocol promises, for all of METHODS."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.config import DistillationConfig, FactorizationConfig, MethodConfig, ModelConfig, TrainingConfig
+from trainers.cost import measure_cost
+from trainers.distillation import Distillation
+from trainers.errors import ConfigError
+from trainers.factorization import to_matrix
+from trainers.form import ModelForm, from_products, product_factors
+from trainers.layers import svd_layers
+from trainers.methods import METHODS, Network, make_method, pretraining, resolve
+from trainers.methods.lc import learned_ranks
+from trainers.models import ModelSpec, build_model
+from trainers.rank_rules import rank_by_energy, scaled_stable_rank
+from trainers.recipe import Setting, compress, finetune, pretrain
+from trainers.regularizers import SPARSITY, SPECTRAL, hoyer, orthogonality
+from trainers.saved_model import load_model
+
+SHAPE = (2, 6, 6)
+
+
+def network():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(8 * 4 * 4, 5)
+    ).double()
+
+
+def matrices(model, decomposition="channel"):
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return [to_matrix(layer.weight, decomposition) for layer in layers]
+
+
+def attached(config, model=None, factorization=None):
+    """The method on a network in the form that it trains, ready for its hooks."""
+    method = make_method(config, Network(SHAPE, factorization or FactorizationConfig()))
+    method.prepare(network() if model is None else model)
+    method.bind()
+    return method
+
+
+def numerical_rank(matrix):
+    return int(torch.linalg.matrix_rank(matrix.detach(), rtol=1e-9))
+
+
+class TestSVDTraining:
+    @pytest.mark.parametrize("name", SPARSITY)
+    def test_loss_terms_are_equations_3_to_6(self, name):
+        config = MethodConfig(regularizer=name, strength=0.3, orthogonality_weight=2.0, decomposition="spatial")
+        method = attached(config)
+        with torch.no_grad():
+            for parameter in method.model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        expected = sum(
+            0.3 * SPARSITY[name](layer.s) + 2.0 * (orthogonality(layer.u) + orthogonality(layer.vt))
+            for layer in svd_layers(method.model).values()
+        )
+        torch.testing.assert_close(method.loss_terms(0.7), expected, rtol=1e-12, atol=0)
+
+    def test_warm_up_raises_the_strength_over_the_first_half(self):
+        config = MethodConfig(regularizer="hoyer", strength=0.4, orthogonality_weight=0.0, strength_schedule="warmup")
+        method = attached(config)
+        whole = sum(hoyer(layer.s) for layer in svd_layers(method.model).values())
+        assert method.loss_terms(0.0) is None
+        for progress, share in ((0.1, 0.2), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
+            torch.testing.assert_close(method.loss_terms(progress), 0.4 * share * whole, rtol=1e-12, atol=0)
+
+    def test_retraction_comes_every_period(self):
+        method = attached(MethodConfig(retraction_period=3))
+        layer = method.model[0]
+        with torch.no_grad():
+            layer.u.mul_(1.5)
+        for step in (1, 2):
+            method.after_step(step)
+            assert orthogonality(layer.u) > 0.01
+        method.after_step(3)
+        assert orthogonality(layer.u) < 1e-20
+
+    def test_stage_one_has_no_sparsity(self):
+        start = pretraining(MethodConfig(regularizer="l1", strength=0.5, decomposition="spatial"))
+        assert (start.strength, start.decomposition) == (0.0, "spatial")
+
+
+class TestTruncatedSVD:
+    def test_without_a_regularizer_it_is_plain_training(self):
+        assert attached(MethodConfig(method="truncated_svd")).loss_terms(0.5) is None
+
+    @pytest.mark.parametrize("name", SPECTRAL)
+    def test_a_regularizer_acts_on_the_weights_as_matrices(self, name):
+        config = MethodConfig(method="truncated_svd", regularizer=name, strength=0.3, decomposition="spatial")
+        method = attached(config)
+        expected = 0.3 * sum(SPECTRAL[name](matrix) for matrix in matrices(method.model, "spatial"))
+        torch.testing.assert_close(method.loss_terms(0.5), expected, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("decomposition", ["channel", "spatial"])
+    def test_the_cut_is_eckart_young(self, decomposition):
+        """What the cut leaves of each weight differs from it by the energy of the tail, and by nothing more."""
+        method = attached(MethodConfig(method="truncated_svd", decomposition=decomposition, energy=0.3))
+        pruned = method.finish()
+        weights = dict(zip(("0", "2", "4"), matrices(method.model, decomposition), strict=True))
+        for layer in pruned.layers:
+            matrix = weights[layer.name].detach()
+            assert layer.form == "dense" or layer.rank == rank_by_energy(torch.linalg.svdvals(matrix), 0.3)
+        x = torch.randn(3, *SHAPE, dtype=torch.float64)
+        truncated = copy.deepcopy(method.model)
+        with torch.no_grad():
+            for layer in pruned.layers:
+                if layer.form == "low_rank":
+                    module = truncated.get_submodule(layer.name)
+                    u, s, vt = torch.linalg.svd(weights[layer.name].detach(), full_matrices=False)
+                    low = (u[:, : layer.rank] * s[: layer.rank]) @ vt[: layer.rank]
+                    n, c, *kernel = module.weight.shape
+                    if kernel and decomposition == "spatial":
+                        low = low.reshape(n, kernel[1], c, kernel[0]).permute(0, 2, 3, 1)
+                    module.weight.copy_(low.reshape(module.weight.shape))
+        assert any(layer.form == "low_rank" for layer in pruned.layers)
+        torch.testing.assert_close(pruned.model(x), truncated(x), rtol=1e-9, atol=1e-11)
+
+
+class TestTRP:
+    def test_truncates_at_the_start_and_every_period(self):
+        method = attached(MethodConfig(method="trp", truncation_energy=0.4, compression_period=2))
+        before = [matrix.detach().clone() for matrix in matrices(method.model)]
+        method.start_epoch(0, 1)
+        for now, old in zip(matrices(method.model), before, strict=True):
+            u, s, vt = torch.linalg.svd(old, full_matrices=False)
+            k = rank_by_energy(s, 0.4)
+            torch.testing.assert_close(now.detach(), (u[:, :k] * s[:k]) @ vt[:k])
+        full = before[2]
+        with torch.no_grad():
+            method.model[4].weight.copy_(full)
+        method.after_step(1)
+        assert torch.equal(method.model[4].weight, full)
+        method.after_step(2)
+        assert numerical_rank(method.model[4].weight) == rank_by_energy(torch.linalg.svdvals(full), 0.4)
+
+    def test_the_loss_term_has_the_nuclear_norms_subgradient(self):
+        """At the truncated weights, U V^T is the gradient of the nuclear norm on their range."""
+        method = attached(MethodConfig(method="trp", truncation_energy=0.4))
+        method.start_epoch(0, 1)
+        method.loss_terms(0.0).backward()
+        for layer in (method.model[0], method.model[2], method.model[4]):
+            matrix = to_matrix(layer.weight.detach(), "channel")
+            u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+            k = numerical_rank(matrix)
+            expected = 3e-4 * u[:, :k] @ vt[:k]
+            torch.testing.assert_close(to_matrix(layer.weight.grad, "channel"), expected, rtol=1e-8, atol=1e-12)
+
+
+class TestLoRITa:
+    @pytest.mark.parametrize("num_factors", [2, 3])
+    @pytest.mark.parametrize("decomposition", ["channel", "spatial"])
+    def test_products_leave_outputs_equal_and_multiply_out_again(self, num_factors, decomposition):
+        x = torch.randn(3, *SHAPE, dtype=torch.float64)
+        expected = network()(x)
+        method = attached(MethodConfig(method="lorita", num_factors=num_factors, decomposition=decomposition))
+        torch.testing.assert_close(method.model(x), expected, rtol=1e-9, atol=1e-11)
+        assert len(product_factors(method.model)) == 3 * num_factors
+        with torch.no_grad():
+            for factor in product_factors(method.model):
+                factor += 0.1 * torch.randn_like(factor)
+        moved = method.model(x)
+        dense = from_products(method.model)
+        torch.testing.assert_close(dense(x), moved, rtol=1e-9, atol=1e-11)
+        assert [type(module) for module in dense] == [type(module) for module in network()]
+        torch.testing.assert_close(method.model(x), moved, rtol=0, atol=0)  # and the trained network is as it was
+
+    @pytest.mark.parametrize("num_factors", [2, 3])
+    def test_the_decay_of_balanced_factors_is_the_schatten_norm(self, num_factors):
+        method = attached(MethodConfig(method="lorita", num_factors=num_factors, strength=0.02))
+        s = [torch.linalg.svdvals(matrix.detach()) for matrix in matrices(network())]
+        expected = 0.01 * num_factors * sum((values ** (2 / num_factors)).sum() for values in s)
+        torch.testing.assert_close(method.loss_terms(0.5).detach(), expected, rtol=1e-9, atol=0)
+
+
+class TestLC:
+    def test_a_c_step_minimises_cost_and_distance_over_all_ranks(self):
+        method = attached(MethodConfig(method="lc", rank_cost=2.0))
+        method.start_epoch(0, 1)
+        dense = measure_cost(network(), SHAPE).macs
+        per_rank = {"0": (18 + 6) * 36, "2": (54 + 8) * 16, "4": 128 + 5}
+        whole = {"0": 18 * 6 * 36, "2": 54 * 8 * 16, "4": 128 * 5}
+        for mu in (0.05, 0.5, 5.0):
+            ranks = learned_ranks(with_spectra(method), 2.0, mu, "macs", 1)
+            for name, matrix in zip(("0", "2", "4"), matrices(method.model), strict=True):
+                s = torch.linalg.svdvals(matrix.detach())
+                prices = {
+                    rank: 2.0 * per_rank[name] * rank / dense + mu / 2 * float(s[rank:].square().sum())
+                    for rank in range(1, len(s))
+                    if per_rank[name] * rank < whole[name]
+                }
+                prices[len(s)] = 2.0 * whole[name] / dense
+                assert ranks[name] == min(prices, key=prices.get)
+
+    def test_the_loss_term_draws_the_weights_to_their_copies(self):
+        method = attached(MethodConfig(method="lc", rank_cost=5.0, mu_first=0.1, mu_last=10.0))
+        method.start_epoch(0, 1)
+        copies = [torch.clone(near) for near in method._copies]
+        layers = [method.model[i] for i in (0, 2, 4)]
+        for progress, mu in ((0.0, 0.1), (0.5, 1.0), (1.0, 10.0)):
+            expected = mu / 2 * sum(float((x.weight.detach() - d).square().sum()) for x, d in zip(layers, copies, strict=True))
+            assert method.loss_terms(progress).item() == pytest.approx(expected, rel=1e-9)
+        assert any(numerical_rank(to_matrix(d, "channel")) < min(to_matrix(d, "channel").shape) for d in copies)
+
+    def test_a_higher_price_gives_a_cheaper_network(self):
+        costs = []
+        for price in (0.1, 1.0, 10.0, 100.0):
+            pruned = attached(MethodConfig(method="lc", rank_cost=price)).finish()
+            costs.append(measure_cost(pruned.model, SHAPE).macs)
+        assert costs == sorted(costs, reverse=True)
+        assert costs[-1] < costs[0]
+
+
+def with_spectra(method):
+    """The problem of a C step, with the spectra of the weights as they are."""
+    spectra = [torch.linalg.svdvals(matrix.detach()) for matrix in matrices(method.model)]
+    layers = {
+        name: replace(layer, s=s)
+        for (name, layer), s in zip(method._problem.layers.items(), spectra, strict=True)
+    }
+    return replace(method._problem, layers=layers)
+
+
+class TestCuttlefish:
+    def test_switches_when_the_stable_ranks_have_settled_and_not_before(self):
+        method = attached(MethodConfig(method="cuttlefish", plateau_tolerance=0.01, rank_scale=0.5))
+        method.end_epoch()
+        assert method.form.layers is None  # one epoch alone shows no plateau
+        with torch.no_grad():
+            method.model[4].weight += 3 * torch.outer(torch.ones(5), torch.ones(128))  # its stable rank falls to about 1
+        method.end_epoch()
+        assert method.form.layers is None
+        expected = {
+            name: math.ceil(0.5 * scaled_stable_rank(torch.linalg.svdvals(matrix.detach()), matrix.shape) - 1e-9)
+            for name, matrix in zip(("0", "2", "4"), matrices(method.model), strict=True)
+        }
+        method.end_epoch()
+        assert method.form.layers is not None
+        for layer in method.form.layers:
+            assert layer.form == "dense" or layer.rank == expected[layer.name]
+        assert any(layer.form == "low_rank" for layer in method.form.layers)
+        assert isinstance(method.model[4], nn.Sequential)
+
+    def test_after_the_switch_it_is_cut_no_further(self):
+        method = attached(MethodConfig(method="cuttlefish", plateau_tolerance=1.0, rank_scale=0.5))
+        method.end_epoch()
+        method.end_epoch()
+        pruned = method.finish()
+        assert tuple(pruned.layers) == method.form.layers
+        x = torch.randn(2, *SHAPE, dtype=torch.float64)
+        assert torch.equal(pruned.model(x), method.model(x))
+
+    def test_its_state_brings_back_the_form(self):
+        method = attached(MethodConfig(method="cuttlefish", plateau_tolerance=1.0, rank_scale=0.5))
+        method.end_epoch()
+        method.end_epoch()
+        other = attached(MethodConfig(method="cuttlefish", plateau_tolerance=1.0, rank_scale=0.5))
+        other.load_state(method.state())
+        other.model.load_state_dict(method.model.state_dict())
+        assert other.form == method.form
+        x = torch.randn(2, *SHAPE, dtype=torch.float64)
+        assert torch.equal(other.model(x), method.model(x))
+
+
+def test_distillation_is_the_weighted_divergence_of_softened_outputs():
+    teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+    x, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    logits = student(x)
+    task_loss = nn.functional.cross_entropy(logits, labels)
+    found = Distillation(teacher, 0.7, 4.0)(x, logits, task_loss)
+    p, q = (torch.softmax(out.double() / 4, 1) for out in (teacher(x), logits))
+    divergence = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(found.double(), 0.3 * task_loss.double() + 0.7 * 16 * divergence, rtol=1e-5, atol=1e-7)
+    found.backward()
+    assert teacher.weight.grad is None
+    assert student.weight.grad is not None
+
+
+def small_setting(digits, **training):
+    settings = {"batch_size": 64, "pretrain_epochs": 2, "epochs": 3, "learning_rate": 2e-3, "dtype": "float64"}
+    spec = ModelSpec(ModelConfig("tiny"), digits.sample_shape, digits.num_classes)
+    return Setting(spec, digits, TrainingConfig(**{**settings, **training}))
+
+
+def quick(name):
+    """Settings with which each method cuts something after a few epochs."""
+    more = {"lc": {"rank_cost": 1.0}, "cuttlefish": {"plateau_tolerance": 0.2, "rank_scale": 0.6}}
+    base = MethodConfig(method=name, **more.get(name, {}))
+    return base if METHODS[name].owns_rank_rule else replace(base, rank_rule="knapsack", budget=0.5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    def test_the_trained_form_computes_what_the_dense_network_does(self, name):
+        x = torch.randn(3, *SHAPE, dtype=torch.float64)
+        method = attached(MethodConfig(method=name, decomposition="spatial"))
+        torch.testing.assert_close(method.model(x), network()(x), rtol=1e-9, atol=1e-11)
+
+    def test_layers_that_are_excluded_stay_as_they_are(self, name):
+        method = attached(quick(name), factorization=FactorizationConfig(exclude=("0", "4")))
+        method.start_epoch(0, 1)
+        method.after_step(method.config.compression_period)
+        expected = network()
+        assert torch.equal(method.model[0].weight, expected[0].weight)
+        assert torch.equal(method.model[4].weight, expected[4].weight)
+        assert {layer.name for layer in method.finish().layers} <= {"2"}
+
+    def test_finish_gives_an_ordinary_network_and_leaves_the_trained_one(self, name):
+        method = attached(quick(name))
+        before = copy.deepcopy(method.model.state_dict())
+        pruned = method.finish()
+        assert not svd_layers(pruned.model)
+        assert not product_factors(pruned.model)
+        assert pruned.model(torch.randn(2, *SHAPE, dtype=torch.float64)).shape == (2, 5)
+        for key, value in method.model.state_dict().items():
+            assert torch.equal(value, before[key])
+
+    def test_the_three_stages_run_cut_and_recover(self, name, digits, tmp_path):
+        setting = small_setting(digits, dtype="float32", pretrain_epochs=5, epochs=5)
+        config = quick(name)
+        list(pretrain(setting, config, tmp_path / "1"))
+        compressed = list(compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2"))
+        tuned = list(finetune(setting, config, 5, tmp_path / "2/model.pt", tmp_path / "3"))
+        last = tuned[-1].metrics
+        if name == "dense":
+            assert last["macs_ratio"] == 1
+        else:
+            assert last["macs_ratio"] == compressed[-1].metrics["macs_ratio"] < 1
+        if name != "evbmf":  # finds next to nothing that stands out of the noise in so small a network
+            assert last["val_accuracy"] > 0.9
+        model = load_model(tmp_path / "3/model.pt").model
+        assert measure_cost(model, digits.sample_shape).macs == last["macs"]
+
+    @pytest.mark.parametrize("stop_after", [1, 2])
+    def test_an_interrupted_compression_resumes_to_the_same_result(self, name, stop_after, digits, tmp_path):
+        setting, config = small_setting(digits), quick(name)
+        list(pretrain(setting, config, tmp_path / "1"))
+        start = tmp_path / "1/model.pt"
+        whole = list(compress(setting, config, start, tmp_path / "whole"))
+        generator = compress(setting, config, start, tmp_path / "cut")
+        for _ in range(stop_after):
+            next(generator)
+        generator.close()
+        torch.manual_seed(999)  # another process's state
+        resumed = list(compress(setting, config, start, tmp_path / "cut"))
+        assert [result.metrics for result in resumed] == [result.metrics for result in whole]
+        a, b = (load_model(tmp_path / part / "model.pt") for part in ("whole", "cut"))
+        assert a.form == b.form
+        for key, value in a.model.state_dict().items():
+            assert torch.equal(value, b.model.state_dict()[key])
+
+    def test_settings_are_resolved_once_and_for_all(self, name):
+        config = resolve(MethodConfig(method=name))
+        assert resolve(config) == config
+        assert config.strength is not None
+        assert config.rank_rule == METHODS[name].rank_rule
+
+    def test_a_regularizer_of_another_method_is_refused(self, name):
+        with pytest.raises(ConfigError, match=rf"unknown regularizer for {name} 'nonsense'"):
+            MethodConfig(method=name, regularizer="nonsense")
+
+    def test_a_rank_rule_is_refused_where_the_method_has_its_own(self, name):
+        if METHODS[name].owns_rank_rule:
+            with pytest.raises(ConfigError, match=f"{name} chooses ranks itself"):
+                MethodConfig(method=name, rank_rule="fixed_ratio")
+        else:
+            assert resolve(MethodConfig(method=name, rank_rule="fixed_ratio")).rank_rule == "fixed_ratio"
+
+    def test_it_says_where_it_comes_from(self, name):
+        text = METHODS[name].__doc__ + (METHODS[name].__module__ and __import__(METHODS[name].__module__, fromlist=["x"]).__doc__)
+        assert name == "dense" or "arXiv" in text or "CVPR" in text
+
+
+def test_the_cuttlefish_switch_happens_within_a_stage_and_survives_an_interruption(digits, tmp_path):
+    setting, config = small_setting(digits, epochs=4), quick("cuttlefish")
+    list(pretrain(setting, config, tmp_path / "1"))
+    results = list(compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2"))
+    form = load_model(tmp_path / "2/model.pt").form
+    assert form.layers is not None
+    ratios = [result.metrics["macs_ratio"] for result in results]
+    assert ratios[-1] == ratios[-2] < 1  # after the switch the ranks stay
+
+
+def test_finetuning_with_a_teacher_differs_and_needs_one(digits, tmp_path):
+    setting, config = small_setting(digits), quick("svd_training")
+    list(pretrain(setting, config, tmp_path / "1"))
+    list(compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2"))
+    start, distillation = tmp_path / "2/model.pt", DistillationConfig(weight=0.5)
+    plain = list(finetune(setting, config, 2, start))
+    taught = list(finetune(setting, config, 2, start, tmp_path / "3", distillation, tmp_path / "1/model.pt"))
+    assert plain[-1].metrics["val_loss"] != taught[-1].metrics["val_loss"]
+    assert load_model(tmp_path / "3/model.pt").config["distillation"] == {"weight": 0.5, "temperature": 4.0}
+    with pytest.raises(ValueError, match="distillation needs a teacher"):
+        list(finetune(setting, config, 2, start, None, distillation))
+
+
+def test_greedy_is_a_rank_rule_of_a_whole_training(digits, tmp_path):
+    """It measures the validation loss of real cuts, and meets its budget."""
+    setting = small_setting(digits, dtype="float32")
+    config = MethodConfig(method="truncated_svd", rank_rule="greedy", budget=0.5)
+    list(pretrain(setting, config, tmp_path / "1"))
+    results = list(compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2"))
+    assert results[-1].metrics["macs_ratio"] <= 0.5
+
+
+def test_products_are_read_back_from_a_file(digits, tmp_path):
+    setting, config = small_setting(digits), MethodConfig(method="lorita", num_factors=3, decomposition="spatial")
+    list(pretrain(setting, config, tmp_path))
+    saved = load_model(tmp_path / "model.pt")
+    assert saved.form == ModelForm("spatial", FactorizationConfig(), 3)
+    assert len(product_factors(saved.model)) == 3 * 4
+
+
+def test_models_of_every_form_build_equal_networks():
+    spec = ModelSpec(ModelConfig("tiny"), (1, 8, 8), 10)
+    x = torch.randn(2, 1, 8, 8)
+    for name in METHODS:
+        torch.manual_seed(0)
+        model = build_model(spec).eval()
+        expected = model(x)
+        method = make_method(MethodConfig(method=name), Network((1, 8, 8)))
+        method.prepare(model)
+        torch.testing.assert_close(method.model(x), expected, rtol=1e-4, atol=1e-5)
