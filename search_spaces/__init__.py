@@ -1,7 +1,7 @@
 """What a sweep searches: define-by-run functions of an Optuna trial, one a file.
 
 A search space takes an `optuna.trial.BaseTrial`, suggests, and returns the trial's settings as a dict whose keys are
-fields of `trainers.SVDTrainingConfig` or `trainers.TrainingConfig`; it can be tried with
+fields of `trainers.MethodConfig` or `trainers.TrainingConfig`; it can be tried with
 `space(optuna.trial.FixedTrial(params))`. To add one: write a function and enter it in SEARCH_SPACES, or keep it in a
 module of your own and name it `package.module:function` in the config.
 """
@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.methods import methods
 from search_spaces.svd_training import svd_training
 from search_spaces.svd_training_l1 import svd_training_l1
 
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 
     SearchSpace = Callable[[BaseTrial], dict[str, Any]]
 
-SEARCH_SPACES: "dict[str, SearchSpace]" = {"svd_training": svd_training, "svd_training_l1": svd_training_l1}
+SEARCH_SPACES: "dict[str, SearchSpace]" = {
+    "svd_training": svd_training,
+    "svd_training_l1": svd_training_l1,
+    "methods": methods,
+}
 
-__all__ = ["SEARCH_SPACES", "find_search_space", "svd_training", "svd_training_l1"]
+__all__ = ["SEARCH_SPACES", "find_search_space", "methods", "svd_training", "svd_training_l1"]
 
 
 def find_search_space(name: str) -> "SearchSpace":

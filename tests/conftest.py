@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,10 @@ from trainers.data import ImageData, load_train_validation
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(name, None)  # a developer's own servers are not for tests
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+hypothesis.settings.register_profile("rankfront", deadline=None)  # a loaded machine is not a failure
+hypothesis.settings.load_profile("rankfront")
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.jobs import pretrain_job
 from orchestrator.searcher import probe_search_space
 from search_spaces import SEARCH_SPACES, find_search_space
 from trainers.config import MethodConfig, ModelConfig, RankConfig, TrainingConfig, apply_settings
@@ -14,6 +15,7 @@ from trainers.cost import measure_cost
 from trainers.data import DATASETS
 from trainers.deploy import prune
 from trainers.errors import ConfigError
+from trainers.methods import resolve
 from trainers.models import MODELS, ModelSpec, build_model, model_names
 from trainers.regularizers import SPARSITY
 from trainers.surgery import factorize
@@ -138,13 +140,19 @@ class TestSearchSpaces:
             trial = study.ask()
             settings = space(trial)
             training, method = apply_settings(settings, TrainingConfig(), MethodConfig())
-            assert 0 < method.energy < 1
+            assert resolve(method).strength >= 0
             assert training.learning_rate > 0
             assert space(optuna.trial.FixedTrial(trial.params)) == settings
             study.tell(trial, [0.5, 1.0])
 
-    def test_the_decompositions_are_found(self, name):
-        assert set(probe_search_space(find_search_space(name))) == {"channel", "spatial"}
+    def test_what_stage_one_needs_is_found(self, name):
+        starts = probe_search_space(find_search_space(name))
+        found = {pretrain_job(start).name for start in starts}
+        expected = {"pretrain-channel", "pretrain-spatial"}
+        if name == "methods":
+            lorita = {f"pretrain-lorita{n}-{form}" for n in (2, 3) for form in ("channel", "spatial")}
+            expected |= {"pretrain-dense", *lorita}
+        assert found == expected
 
 
 def test_every_data_set_is_a_name_a_config_takes():

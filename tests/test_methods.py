@@ -52,20 +52,28 @@ def numerical_rank(matrix):
 
 class TestSVDTraining:
     @pytest.mark.parametrize("name", SPARSITY)
-    def test_loss_terms_are_equations_3_to_6(self, name):
+    def test_gradients_are_those_of_equations_3_to_6(self, name):
+        """Loss term and closed-form gradient together, against autograd through the formula as it stands."""
         config = MethodConfig(regularizer=name, strength=0.3, orthogonality_weight=2.0, decomposition="spatial")
         method = attached(config)
+        parameters = dict(method.model.named_parameters())
         with torch.no_grad():
-            for parameter in method.model.parameters():
+            for parameter in parameters.values():
                 parameter += 0.1 * torch.randn_like(parameter)
-        expected = sum(
+        x, y = torch.randn(4, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+        task_loss = nn.functional.cross_entropy(method.model(x), y)
+        penalties = sum(
             0.3 * SPARSITY[name](layer.s) + 2.0 * (orthogonality(layer.u) + orthogonality(layer.vt))
             for layer in svd_layers(method.model).values()
         )
-        torch.testing.assert_close(method.loss_terms(0.7), expected, rtol=1e-12, atol=0)
+        expected = torch.autograd.grad(task_loss + penalties, list(parameters.values()))
+        (nn.functional.cross_entropy(method.model(x), y) + method.loss_terms(0.7)).backward()
+        method.after_backward()
+        for parameter, wanted in zip(parameters.values(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-9, atol=1e-12)
 
     def test_warm_up_raises_the_strength_over_the_first_half(self):
-        config = MethodConfig(regularizer="hoyer", strength=0.4, orthogonality_weight=0.0, strength_schedule="warmup")
+        config = MethodConfig(regularizer="hoyer", strength=0.4, strength_schedule="warmup")
         method = attached(config)
         whole = sum(hoyer(layer.s) for layer in svd_layers(method.model).values())
         assert method.loss_terms(0.0) is None
@@ -205,7 +213,9 @@ class TestLC:
         copies = [torch.clone(near) for near in method._copies]
         layers = [method.model[i] for i in (0, 2, 4)]
         for progress, mu in ((0.0, 0.1), (0.5, 1.0), (1.0, 10.0)):
-            expected = mu / 2 * sum(float((x.weight.detach() - d).square().sum()) for x, d in zip(layers, copies, strict=True))
+            expected = (
+                mu / 2 * sum(float((x.weight.detach() - d).square().sum()) for x, d in zip(layers, copies, strict=True))
+            )
             assert method.loss_terms(progress).item() == pytest.approx(expected, rel=1e-9)
         assert any(numerical_rank(to_matrix(d, "channel")) < min(to_matrix(d, "channel").shape) for d in copies)
 
@@ -222,8 +232,7 @@ def with_spectra(method):
     """The problem of a C step, with the spectra of the weights as they are."""
     spectra = [torch.linalg.svdvals(matrix.detach()) for matrix in matrices(method.model)]
     layers = {
-        name: replace(layer, s=s)
-        for (name, layer), s in zip(method._problem.layers.items(), spectra, strict=True)
+        name: replace(layer, s=s) for (name, layer), s in zip(method._problem.layers.items(), spectra, strict=True)
     }
     return replace(method._problem, layers=layers)
 
@@ -234,7 +243,9 @@ class TestCuttlefish:
         method.end_epoch()
         assert method.form.layers is None  # one epoch alone shows no plateau
         with torch.no_grad():
-            method.model[4].weight += 3 * torch.outer(torch.ones(5), torch.ones(128))  # its stable rank falls to about 1
+            method.model[4].weight += 3 * torch.outer(
+                torch.ones(5), torch.ones(128)
+            )  # its stable rank falls to about 1
         method.end_epoch()
         assert method.form.layers is None
         expected = {
@@ -374,7 +385,9 @@ class TestEveryMethod:
             assert resolve(MethodConfig(method=name, rank_rule="fixed_ratio")).rank_rule == "fixed_ratio"
 
     def test_it_says_where_it_comes_from(self, name):
-        text = METHODS[name].__doc__ + (METHODS[name].__module__ and __import__(METHODS[name].__module__, fromlist=["x"]).__doc__)
+        text = METHODS[name].__doc__ + (
+            METHODS[name].__module__ and __import__(METHODS[name].__module__, fromlist=["x"]).__doc__
+        )
         assert name == "dense" or "arXiv" in text or "CVPR" in text
 
 

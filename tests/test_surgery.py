@@ -3,7 +3,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from trainers.config import FactorizationConfig
+from trainers.config import FactorizationConfig, RankConfig
+from trainers.cost import measure_cost
+from trainers.deploy import prune
 from trainers.layers import SVDConv, SVDLinear
 from trainers.surgery import factorize, layer_geometry
 
@@ -104,7 +106,7 @@ def test_attention_keeps_its_projections_and_says_so():
             return self.head(self.attention(x, x, x)[0])
 
     found = reasons(Attention(), (5, 8))
-    assert "MultiheadAttention" in found["attention"]
+    assert "fused attention layer" in found["attention"]
     assert "subclass of nn.Linear" in found["attention.out_proj"]
     assert found["head"] == ""
 
@@ -122,3 +124,56 @@ def test_geometry_counts_positions_and_calls():
     assert (geometry["0"].calls, geometry["0"].positions, geometry["0"].wide_positions) == (1, 4 * 8, 4 * 12)
     assert (geometry["1"].calls, geometry["1"].positions) == (1, 2 * 4)
     assert layer_geometry(Shared(), (4,))["twice"].calls == 2
+
+
+def test_recurrent_layers_and_embeddings_are_reported_as_skipped():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(11, 6)
+            self.lstm = nn.LSTM(6, 5, batch_first=True)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(self.embedding(x.long()))[0][:, -1])
+
+    model = Text()
+    params = sum(parameter.numel() for parameter in model.parameters())
+    reports = {report.name: report for report in factorize(model, "channel", (7,))}
+    assert sum(report.params for report in reports.values()) == params
+    assert reports["embedding"].reason == "not a linear, 1-d or 2-d convolutional layer (Embedding)"
+    assert reports["lstm"].reason == "not a linear, 1-d or 2-d convolutional layer (LSTM)"
+    assert reports["head"].status == "factorized"
+
+
+@pytest.mark.parametrize("decomposition", ["channel", "spatial"])
+def test_one_dimensional_convolutions_convert_cut_and_deploy(decomposition):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv1d(8, 8, 3, padding="same", dilation=2, padding_mode="circular"),
+        nn.Conv1d(8, 8, 3, groups=4),
+        nn.Flatten(),
+        nn.Linear(8 * 8, 4),
+    ).double()
+    x = torch.randn(2, 3, 20, dtype=torch.float64)
+    expected = model(x)
+    reports = {report.name: report for report in factorize(model, decomposition, (3, 20))}
+    assert [name for name, report in reports.items() if report.status == "factorized"] == ["0", "2", "5"]
+    assert reports["3"].reason == "grouped convolution (groups=4)"
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
+    whole = prune(model, RankConfig(energy=0.0), (3, 20)).model
+    torch.testing.assert_close(whole(x), expected, rtol=1e-9, atol=1e-11)
+    pruned = prune(model, RankConfig(rank_rule="fixed_ratio", rank_fraction=0.4), (3, 20))
+    cost = measure_cost(pruned.model, (3, 20))
+    assert isinstance(pruned.model[2], nn.Sequential)
+    for name in ("0", "2"):
+        matrix = model.get_submodule(name).matrix().detach()
+        first, second = pruned.model.get_submodule(name)
+        product = second.weight.squeeze(2) @ first.weight.flatten(1)
+        tail = torch.linalg.svdvals(matrix)[pruned.ranks[name] :].square().sum()
+        torch.testing.assert_close((matrix - product).square().sum(), tail, rtol=1e-8, atol=1e-12)
+    ranks = pruned.ranks
+    macs = 10 * ranks["0"] * (15 + 8) + 10 * ranks["2"] * (24 + 8) + 8 * 8 * 2 * 3 + ranks["5"] * (64 + 4)
+    assert cost.macs == macs

@@ -31,7 +31,8 @@ class SVDLayer(nn.Module):
         self.decomposition: Decomposition = decomposition
         self.weight_shape = tuple(dense.weight.shape)
         u, s, vt = exact_svd(to_matrix(dense.weight, decomposition))
-        self.u, self.s, self.vt = (nn.Parameter(factor.to(dense.weight)) for factor in (u, s, vt))
+        # LAPACK's column-major factors would make every gradient a copy
+        self.u, self.s, self.vt = (nn.Parameter(factor.to(dense.weight).contiguous()) for factor in (u, s, vt))
         self.register_parameter("bias", None if dense.bias is None else nn.Parameter(dense.bias.detach().clone()))
 
     @property

@@ -132,6 +132,7 @@ def _train_epoch(
             loss = loss + terms
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        method.after_backward()
         optimizer.step()
         method.after_step(step + 1)
         totals += torch.stack((task_loss, loss)).detach()  # read once, at the end: a read per step would stall a GPU

@@ -121,86 +121,50 @@ SPECTRAL: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class _GramDefect(torch.autograd.Function):
-    """||A A^T - I||_F^2 / r^2 of wide matrices A (..., r, n), with the closed-form gradient 4 / r^2 (A A^T - I) A.
-
-    Autograd's own backward would multiply twice; this one multiplies once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        defect = _gram_defect(a)
-        ctx.save_for_backward(a, defect)
-        return defect.square().sum((-2, -1)) / a.shape[-2] ** 2
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        a, defect = ctx.saved_tensors
-        scale = grads[0] * (4 / a.shape[-2] ** 2)
-        return cast(Tensor, (defect @ a).mul_(scale[..., None, None]))
+def orthogonality(a: Tensor) -> Tensor:
+    """L_o(A) = ||A A^T - I||_F^2 / r^2 over the smaller side of A (..., m, n), r = min(m, n); the result is (...)."""
+    return _gram_defect(a).square().sum((-2, -1)) / min(a.shape[-2:]) ** 2
 
 
-class _Held(torch.autograd.Function):
-    """A value with a gradient that was computed before: forward (a, value, gradient) -> value."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return grads[0][..., None, None] * gradient, None, None
+def orthogonality_gradient(a: Tensor) -> Tensor:
+    """Return the gradient of `orthogonality` at A, 4 / r^2 (A A^T - I) A: two products, where autograd needs three."""
+    wide = a.shape[-2] <= a.shape[-1]
+    defect = _gram_defect(a) * (4 / min(a.shape[-2:]) ** 2)
+    return defect @ a if wide else a @ defect
 
 
 def _gram_defect(a: Tensor) -> Tensor:
-    defect = a @ a.mT
-    defect.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return defect
-
-
-def orthogonality(a: Tensor) -> Tensor:
-    """L_o(A) = ||A A^T - I||_F^2 / r^2 over the smaller side of A (..., m, n), r = min(m, n); the result is (...)."""
-    return cast(Tensor, _GramDefect.apply(_wide(a)))
-
-
-def _wide(a: Tensor) -> Tensor:
-    return a if a.shape[-2] <= a.shape[-1] else a.mT
+    """A A^T - I, or A^T A - I where that is smaller."""
+    gram = a @ a.mT if a.shape[-2] <= a.shape[-1] else a.mT @ a
+    return gram - torch.eye(gram.shape[-1], dtype=a.dtype, device=a.device)
 
 
 class OrthogonalityPenalty:
-    """sum over all U and V of L_o, as one differentiable number; call it once a step.
+    """weight * sum over all U and V of L_o, by its gradient in closed form.
 
     With `period` k > 1 the gradient is computed at every k-th call only and held in between: an approximation that costs
     1 / k (the factors move little in k steps). `renew` makes the next call compute it.
     """
 
-    def __init__(self, layers: Iterable[SVDLayer], period: int = 1) -> None:
+    def __init__(self, layers: Iterable[SVDLayer], weight: float, period: int = 1) -> None:
         self._groups = by_shape(factor for layer in layers for factor in (layer.u, layer.vt))
-        self._period, self._calls = period, 0
-        self._held: list[tuple[Tensor, Tensor]] = []
+        self._weight, self._period, self._calls = weight, period, 0
+        self._held: list[Tensor] = []
 
     def renew(self) -> None:
         """Forget the gradients that are held."""
         self._calls, self._held = 0, []
 
-    def __call__(self) -> Tensor:
-        """Return sum (L_o(U) + L_o(V)), a scalar."""
-        if self._period == 1:
-            return _total(orthogonality(stack(group)).sum() for group in self._groups)
-        wide = [_wide(stack(group)) for group in self._groups]
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the penalty's gradient to that of each factor; call it once a step, after `backward`."""
+        if not self._groups or self._weight == 0:
+            return
         if self._calls % self._period == 0:
-            with torch.no_grad():
-                self._held = [self._value_and_gradient(a) for a in wide]
+            self._held = [gradient for group in self._groups for gradient in orthogonality_gradient(stack(group))]
         self._calls += 1
-        pairs = zip(wide, self._held, strict=True)
-        return _total(cast(Tensor, _Held.apply(a, *held)).sum() for a, held in pairs)
-
-    @staticmethod
-    def _value_and_gradient(a: Tensor) -> tuple[Tensor, Tensor]:
-        defect, rank = _gram_defect(a), a.shape[-2]
-        return defect.square().sum((-2, -1)) / rank**2, (4 / rank**2) * (defect @ a)
+        gradients = [cast(Tensor, factor.grad) for group in self._groups for factor in group]
+        torch._foreach_add_(gradients, self._held, alpha=self._weight)
 
     @torch.no_grad()
     def error(self) -> Tensor:

@@ -95,6 +95,9 @@ class Method:
         """Return what is added to the task's loss, a scalar, before each step; `progress` of the stage is in [0, 1)."""
         return None
 
+    def after_backward(self) -> None:
+        """Before each step, when the gradients are there; may add those of terms whose derivative has a closed form."""
+
     def after_step(self, step: int) -> None:
         """After the optimizer's step number `step` of the epoch (from 1)."""
 

@@ -36,7 +36,10 @@ class SVDTraining(Method):
     def bind(self) -> None:
         """Group factors and singular values by shape."""
         self._layers = list(svd_layers(self.model).values())
-        self._orthogonality = OrthogonalityPenalty(self._layers, self.config.orthogonality_period)
+        config = self.config
+        self._orthogonality = OrthogonalityPenalty(
+            self._layers, config.orthogonality_weight, config.orthogonality_period
+        )
         self._values: list[list[Tensor]] = by_shape(layer.s for layer in self._layers)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
@@ -44,14 +47,16 @@ class SVDTraining(Method):
         self._orthogonality.renew()
 
     def loss_terms(self, progress: float) -> Tensor | None:
-        """Return strength * sum R(s) + orthogonality_weight * sum (L_o(U) + L_o(V))."""
-        terms = []
-        if self.config.orthogonality_weight > 0:
-            terms.append(self.config.orthogonality_weight * self._orthogonality())
-        if (strength := self.strength_at(progress)) > 0:
-            assert self.config.regularizer is not None
-            terms.append(strength * sparsity_of(self._values, SPARSITY[self.config.regularizer]))
-        return sum(terms[1:], start=terms[0]) if terms else None
+        """Return strength * sum R(s); `after_backward` has the other term."""
+        strength = self.strength_at(progress)
+        if strength == 0:
+            return None
+        assert self.config.regularizer is not None
+        return strength * sparsity_of(self._values, SPARSITY[self.config.regularizer])
+
+    def after_backward(self) -> None:
+        """Add the gradient of orthogonality_weight * sum (L_o(U) + L_o(V))."""
+        self._orthogonality.add_gradient()
 
     def after_step(self, step: int) -> None:
         """Retract U and V, if asked for."""
