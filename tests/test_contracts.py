@@ -13,10 +13,10 @@ from search_spaces import SEARCH_SPACES, find_search_space
 from trainers.config import MethodConfig, ModelConfig, RankConfig, TrainingConfig, apply_settings
 from trainers.cost import measure_cost
 from trainers.data import DATASETS
-from trainers.deploy import prune
+from trainers.deploy import prune, stored_spectra
 from trainers.errors import ConfigError
 from trainers.methods import resolve
-from trainers.models import MODELS, ModelSpec, build_model, model_names
+from trainers.models import MODELS, ModelSpec, build_model, model_names, torchvision_names
 from trainers.regularizers import SPARSITY
 from trainers.surgery import factorize
 
@@ -83,10 +83,31 @@ def test_torchvision_classifiers_convert_prune_and_deploy(name):
     check_conversion(name, "spatial")
 
 
+def torchvision_params(name):
+    from torchvision.models import get_model_weights
+
+    return next(iter(get_model_weights(name))).meta["num_params"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "vit_b_16"])
-def test_large_torchvision_classifiers_convert_prune_and_deploy(name):
-    check_conversion(name, "channel")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [name for name in torchvision_names() if torchvision_params(name) <= 150e6])
+def test_every_torchvision_classifier_converts_runs_prunes_to_a_budget_and_deploys(name):
+    """All of at most 150 million parameters, with 1000 classes."""
+    spec = ModelSpec(ModelConfig(name), (3, 224, 224), 1000)
+    torch.manual_seed(0)
+    model = build_model(spec).eval()
+    x = torch.randn(1, *spec.sample_shape)
+    with torch.no_grad():
+        expected, dense = model(x), measure_cost(model, spec.sample_shape)
+        reports = factorize(model, "channel", spec.sample_shape)
+        assert sum(report.params for report in reports) == dense.params
+        found = model(x)
+        assert (found - expected).norm() <= 1e-3 * expected.norm()
+        fixed = RankConfig(rank_rule="log_knapsack", budget=0.7)
+        pruned = prune(model, fixed, spec.sample_shape, stored_spectra(model))
+        assert measure_cost(pruned.model, spec.sample_shape).macs <= 0.7 * dense.macs
+        assert torch.isfinite(pruned.model(x)).all()
 
 
 @pytest.mark.slow

@@ -144,7 +144,8 @@ class MethodConfig(RankConfig):
     `strength_schedule` `warmup` raises it linearly from zero over the first half of the stage.
 
     svd_training: `orthogonality_weight`; `orthogonality_period` k > 1 renews the gradient of that penalty every k batches
-    only (cheaper, an approximation); `retraction_period` k replaces U and V by orthonormal factors every k batches.
+    only (cheaper, an approximation); `retraction_period` k replaces U and V by orthonormal factors every k batches;
+    `spectrum_learning_rate` multiplies the learning rate of s, whose values are larger than a weight's entries.
     trp and lc: `compression_period`, batches between two truncations or C steps. trp: `truncation_energy`, the share of
     energy that a truncation may take. lorita: `num_factors`. lc: `rank_cost`, the price of a layer's MACs, and the first
     and last weight `mu_first`, `mu_last` of the distance to the low-rank copy. cuttlefish: `plateau_tolerance`, the change
@@ -159,6 +160,7 @@ class MethodConfig(RankConfig):
     orthogonality_weight: Annotated[float, at_least(0)] = 1.0
     orthogonality_period: Annotated[int, at_least(1)] = 1
     retraction_period: Annotated[int | None, at_least(1)] = None
+    spectrum_learning_rate: Annotated[float, greater_than(0)] = 1.0
     compression_period: Annotated[int, at_least(1)] = 20
     truncation_energy: Annotated[float, in_interval(0, 1)] = 0.1
     num_factors: Literal[2, 3] = 2

@@ -91,9 +91,9 @@ def train(
         model = method.model
         loss = _train_epoch(method, optimizer, data, stage, epoch, distillation)
         method.end_epoch()
-        learning_rate = optimizer.param_groups[0]["lr"]
+        learning_rate = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["scale"]
         if method.model is not model:  # the method has put another network in place
-            optimizer = make_optimizer(method.model, stage.training)
+            optimizer = _optimizer(method, stage)
         metrics = {"train_loss": loss, "learning_rate": learning_rate, **evaluate()}
         result = EpochResult(epoch + 1, metrics, time.perf_counter() - started, time.time())
         history.append(result.record())
@@ -181,15 +181,19 @@ def _macro_f1(confusion: Tensor) -> float:
     return float((2 * hits[present] / seen[present]).mean())
 
 
+def _optimizer(method: Method, stage: Stage) -> Optimizer:
+    return make_optimizer(method.model, stage.training, method.learning_rate_scales())
+
+
 def _start(method: Method, stage: Stage) -> tuple[list[dict[str, Any]], Optimizer]:
     """Return the results of the epochs already done, if the stage has a checkpoint, and the optimizer to go on with."""
     if stage.checkpoint is None or not stage.checkpoint.exists():
-        return [], make_optimizer(method.model, stage.training)
+        return [], _optimizer(method, stage)
     payload = read_payload(stage.checkpoint, "checkpoint")
     require_same_config(stage.checkpoint, payload["config"], stage.config)
     method.load_state(payload["method"])
     method.model.load_state_dict(payload["model"])
-    optimizer = make_optimizer(method.model, stage.training)
+    optimizer = _optimizer(method, stage)
     optimizer.load_state_dict(payload["optimizer"])
     return list(payload["history"]), optimizer
 

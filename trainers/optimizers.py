@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules by name."""
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -11,22 +12,30 @@ from trainers.config import TrainingConfig
 from trainers.layers import svd_layers
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, config: TrainingConfig, scales: Mapping[nn.Parameter, float] | None = None
+) -> Optimizer:
     """Return the optimizer named in `config` over all parameters of `model`.
 
     Weight decay acts on weights and on the singular values s (for orthonormal U, V, ||W||_F = ||s||_2), not on U and V,
-    which the orthogonality penalty scales, nor on biases and norm parameters.
+    which the orthogonality penalty scales, nor on biases and norm parameters. `scales` multiply the learning rate of the
+    parameters that they name.
     """
     layers = svd_layers(model).values()
     factors = {id(factor) for layer in layers for factor in (layer.u, layer.vt)}
     values = {id(layer.s) for layer in layers}
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    factor_of = {id(parameter): scale for parameter, scale in (scales or {}).items()}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for parameter in model.parameters():
         weight = parameter.ndim >= 2 and id(parameter) not in factors
-        (decayed if weight or id(parameter) in values else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return _OPTIMIZERS[config.optimizer]([group for group in groups if group["params"]], config)
+        groups[(weight or id(parameter) in values, factor_of.get(id(parameter), 1.0))].append(parameter)
+    described = [
+        {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0, "scale": scale}
+        for (decayed, scale), parameters in groups.items()
+    ]
+    optimizer = _OPTIMIZERS[config.optimizer](described, config)
+    set_learning_rate(optimizer, config.learning_rate)
+    return optimizer
 
 
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], TrainingConfig], Optimizer]] = {
@@ -46,9 +55,9 @@ def learning_rate_at(progress: float, config: TrainingConfig) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Give every parameter group the learning rate `value`."""
+    """Give every parameter group the learning rate `value` times its scale."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["scale"]
 
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}

@@ -88,6 +88,10 @@ class Method:
     def bind(self) -> None:
         """Look up the tensors that the hooks work on."""
 
+    def learning_rate_scales(self) -> dict[nn.Parameter, float]:
+        """Return factors on the learning rate, by parameter; 1 for all others."""
+        return {}
+
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Before epoch `epoch` (from 0) of `epochs`."""
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.config import MethodConfig
 from trainers.deploy import PrunedModel, prune
@@ -41,6 +41,10 @@ class SVDTraining(Method):
             self._layers, config.orthogonality_weight, config.orthogonality_period
         )
         self._values: list[list[Tensor]] = by_shape(layer.s for layer in self._layers)
+
+    def learning_rate_scales(self) -> dict[nn.Parameter, float]:
+        """Return `spectrum_learning_rate` for every s."""
+        return {layer.s: self.config.spectrum_learning_rate for layer in self._layers}
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """A held gradient does not outlive its epoch, so that a resumed training is the same one."""
