@@ -319,8 +319,8 @@ def _caption(task: Task, seeds: list[int]) -> str:
         f"{task.model.name}, {task.data.name} ({size} of the training split, a share of them for validation), {epochs}, "
         f"batch {training.batch_size}, {training.optimizer} {training.learning_rate:g} (fine-tuning "
         f"{task.finetune_learning_rate:g}), {task.decomposition}-wise, rank rule {task.rank_rule}, seeds "
-        f"{', '.join(map(str, seeds))}; svd_training with {_listed(task.settings['svd_training'])}; hypervolume of test accuracy "
-        f"against {task.unit} kept, from accuracy {100 * task.floor:g} %."
+        f"{', '.join(map(str, seeds))}; svd_training with {_listed(task.settings['svd_training'])}; hypervolume of test "
+        f"accuracy against {task.unit} kept, from accuracy {100 * task.floor:g} %."
     )
 
 
