@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator.config import SweepConfig
 from orchestrator.paths import SweepPaths
 from orchestrator.records import StageName
-from trainers.config import MethodConfig, TrainingConfig, apply_settings
+from trainers.config import MethodConfig, TrainingConfig, apply_settings, as_record
+from trainers.errors import SweepError
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,11 @@ class Job:
 
 def pretrain_job(start: MethodConfig) -> Job:
     """Stage 1 in one form (`trainers.methods.pretraining`), shared by all trials that start from it."""
-    if start.method == "svd_training":
-        return Job(f"pretrain-{start.decomposition}", "pretrain", {"decomposition": start.decomposition})
-    if start.method == "lorita":
-        settings = {"method": "lorita", "decomposition": start.decomposition, "num_factors": start.num_factors}
-        return Job(f"pretrain-lorita{start.num_factors}-{start.decomposition}", "pretrain", settings)
-    return Job(f"pretrain-{start.method}", "pretrain", {"method": start.method})
+    from trainers.methods import METHODS
+
+    plain = as_record(MethodConfig())
+    settings = {key: value for key, value in as_record(start).items() if key == "method" or value != plain[key]}
+    return Job(f"pretrain-{METHODS[start.method].stage_one_name(start)}", "pretrain", settings)
 
 
 def trial_job(name: str, number: int, settings: dict[str, Any]) -> Job:
@@ -110,6 +110,11 @@ def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) 
     elif job.stage == "pretrain":
         results = recipe.pretrain(setting, method, folder)
     elif job.stage == "trial":
+        if not source.exists():
+            raise SweepError(
+                f"stage 1 must include {job.source}, from which this trial starts, but random draws of the search space did "
+                "not show that it is needed; make the choice that leads to it likelier"
+            )
         results = recipe.compress(setting, method, source, folder)
     else:
         teacher = paths.run(trial_job("", 0, job.settings).source or "") / recipe.MODEL_FILE  # stage 1, at full rank

@@ -15,6 +15,7 @@ from orchestrator.jobs import Job, job_configs, job_epochs
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName, write_records
 from trainers.config import as_record
+from trainers.methods import in_force
 from trainers.recipe import MODEL_FILE
 from trainers.saved_model import load_model
 
@@ -28,9 +29,6 @@ _COLUMNS = (
     *(f"val_{name}" for name in _SCORES), *_TEST, "train_loss", "orthogonality_error", "macs", "macs_ratio", "params",
     "params_ratio", "rank_ratio",
 )  # fmt: skip
-# which of the columns `energy` and `budget` a rank rule reads
-_BUDGET_RULES = ("equal_error", "knapsack", "log_knapsack", "greedy")
-_NUMBER_OF_RULE = {"energy": "energy", **dict.fromkeys(_BUDGET_RULES, "budget")}
 _COUNTS = ("macs", "params")
 
 
@@ -83,7 +81,7 @@ class Ledger:
         training, method = job_configs(job, self._config)
         params = {**as_record(training), "epochs": job_epochs(job, self._config), **job.settings}
         if job.stage in ("trial", "finetune"):
-            params |= as_record(method)
+            params |= in_force(method)
         tags = {"method": "dense" if job.stage == "dense" else method.method, "state": "RUNNING"}
         if job.source is not None and (source := self._records.get(job.source)) is not None:
             tags["source_run_id"] = source.run_id
@@ -155,10 +153,9 @@ class Ledger:
         columns: dict[str, Any] = {
             key: int(metrics[key]) if key in _COUNTS else metrics[key] for key in _COLUMNS if key in metrics
         }
-        in_force = dict(job.settings)
+        settings = dict(job.settings)
         if job.stage in ("trial", "finetune"):
-            unused = {"energy", "budget"} - {_NUMBER_OF_RULE.get(method.rank_rule or "")}
-            in_force = {key: value for key, value in as_record(method).items() if key not in unused}
+            settings = in_force(method)
         return RunRecord(
             name=job.name,
             stage=job.stage,
@@ -167,7 +164,7 @@ class Ledger:
             source=job.source,
             trial_number=job.trial_number,
             settings=json.dumps(job.settings),
-            **{key: value for key, value in in_force.items() if key in RunRecord.__dataclass_fields__},
+            **{key: value for key, value in settings.items() if key in RunRecord.__dataclass_fields__},
             learning_rate=training.learning_rate,
             seed=training.seed,
             epochs=run.epoch,

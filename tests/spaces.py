@@ -11,6 +11,14 @@ def quick(trial: BaseTrial) -> dict[str, Any]:
     return {"regularizer": "l1", "strength": 0.01, "energy": trial.suggest_float("energy", 0.01, 0.6)}
 
 
+def every_method(trial: BaseTrial) -> dict[str, Any]:
+    """A different method for each trial, with settings that cut something after two epochs."""
+    methods = ["truncated_svd", "trp", "lorita", "lc", "cuttlefish", "arsvd", "evbmf", "svd_training"]
+    method = methods[trial.suggest_int("method", 0, len(methods) - 1)]
+    own = {"lc": {"rank_cost": 1.0}, "cuttlefish": {"rank_scale": 0.5}, "arsvd": {"entropy": 0.6}, "evbmf": {}}
+    return {"method": method, **own.get(method, {"rank_rule": "equal_error", "budget": 0.5})}
+
+
 def sometimes_diverges(trial: BaseTrial) -> dict[str, Any]:
     """Every other trial has a learning rate that makes its loss NaN."""
     learning_rate = 1e-3 if trial.number % 2 else 1e30

@@ -52,8 +52,6 @@ def test_window_attention_equals_torchvisions(version, shift, size, bias):
             parameter += 0.3 * torch.randn_like(parameter)
     x = torch.randn(2, *size, 12, dtype=torch.float64)
     expected, count = swin(x), params(swin)
-    before = {name: parameter.grad for name, parameter in swin.named_parameters()}
-    assert before
     opened = WindowAttention(copy.deepcopy(swin)).eval()
     torch.testing.assert_close(opened(x), expected, rtol=1e-9, atol=1e-11)
     assert params(opened) == count
@@ -109,6 +107,25 @@ def test_opening_twice_changes_nothing():
     model = open_attention(nn.Sequential(ShiftedWindowAttention(8, [4, 4], [2, 2], 2)))
     before = str(model)
     assert str(open_attention(model)) == before
+
+
+def test_modes_stay_and_a_module_used_twice_stays_one():
+    block = ShiftedWindowAttention(8, [4, 4], [2, 2], 2, dropout=0.5)
+    model = nn.Sequential(block, block).eval()
+    x = torch.randn(1, 8, 8, 8)
+    expected = model(x)
+    open_attention(model)
+    assert model[0] is model[1]
+    assert not any(module.training for module in model.modules())
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_other_peoples_attention_is_left_alone():
+    layer = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    x = torch.randn(1, 5, 8)
+    expected = layer(x)
+    assert type(open_attention(layer).self_attn) is nn.MultiheadAttention
+    assert torch.equal(layer(x), expected)
 
 
 def test_attention_that_is_left_fused_is_reported_with_its_reason():

@@ -11,11 +11,11 @@ from torch import nn
 from trainers.config import DistillationConfig, FactorizationConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.cost import measure_cost
 from trainers.distillation import Distillation
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, NonFiniteError
 from trainers.factorization import to_matrix
 from trainers.form import ModelForm, from_products, product_factors
 from trainers.layers import svd_layers
-from trainers.methods import METHODS, Network, make_method, pretraining, resolve
+from trainers.methods import METHODS, Network, in_force, make_method, pretraining, resolve
 from trainers.methods.lc import learned_ranks
 from trainers.models import ModelSpec, build_model
 from trainers.rank_rules import rank_by_energy, scaled_stable_rank
@@ -188,6 +188,19 @@ class TestLoRITa:
         torch.testing.assert_close(method.loss_terms(0.5).detach(), expected, rtol=1e-9, atol=0)
 
 
+def test_a_layer_of_zeros_can_be_trained_as_a_product():
+    """Vision transformers start with a head of zeros: were all factors zero, so would all gradients be."""
+    for num_factors in (2, 3):
+        model = network()
+        nn.init.zeros_(model[4].weight)
+        x = torch.randn(3, *SHAPE, dtype=torch.float64)
+        expected = model(x)
+        method = attached(MethodConfig(method="lorita", num_factors=num_factors), model)
+        torch.testing.assert_close(method.model(x), expected, rtol=1e-9, atol=1e-11)
+        method.model(x).square().sum().backward()
+        assert any(factor.grad.abs().max() > 0 for factor in method.model[4].parametrizations.parameters())
+
+
 class TestLC:
     def test_a_c_step_minimises_cost_and_distance_over_all_ranks(self):
         method = attached(MethodConfig(method="lc", rank_cost=2.0))
@@ -218,6 +231,17 @@ class TestLC:
             )
             assert method.loss_terms(progress).item() == pytest.approx(expected, rel=1e-9)
         assert any(numerical_rank(to_matrix(d, "channel")) < min(to_matrix(d, "channel").shape) for d in copies)
+
+    def test_the_weight_at_the_cut_is_that_of_the_end_of_the_epoch(self):
+        """So that stage 3, which knows only the end, cuts at the ranks that stage 2 reported."""
+        method = attached(MethodConfig(method="lc", mu_first=0.1, mu_last=10.0))
+        after_loading = method._mu
+        for epoch, mu in ((0, 1.0), (1, 10.0)):
+            method.start_epoch(epoch, 2)
+            method.loss_terms((epoch + 0.9) / 2)
+            method.end_epoch()
+            assert method._mu == pytest.approx(mu, rel=1e-12)
+        assert method._mu == after_loading
 
     def test_a_higher_price_gives_a_cheaper_network(self):
         costs = []
@@ -278,6 +302,46 @@ class TestCuttlefish:
         assert other.form == method.form
         x = torch.randn(2, *SHAPE, dtype=torch.float64)
         assert torch.equal(other.model(x), method.model(x))
+
+
+@pytest.mark.parametrize("name", ["trp", "lc"])
+def test_a_weight_that_is_not_finite_ends_a_truncation_by_name(name):
+    method = attached(MethodConfig(method=name, compression_period=1))
+    method.start_epoch(0, 1)
+    with torch.no_grad():
+        method.model[2].weight[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="weights must be finite before an SVD"):
+        method.after_step(1)
+
+
+def test_a_network_without_a_layer_to_decompose_is_refused():
+    for name in ("truncated_svd", "trp", "lc"):
+        with pytest.raises(ConfigError, match="must leave at least one layer to decompose"):
+            attached(MethodConfig(method=name), factorization=FactorizationConfig(exclude=("*",)))
+
+
+def test_records_show_the_settings_that_count():
+    shown = in_force(MethodConfig(method="trp", rank_rule="knapsack", budget=0.3))
+    assert shown == {
+        "method": "trp",
+        "decomposition": "channel",
+        "regularizer": "nuclear_norm",
+        "strength": 3e-4,
+        "strength_schedule": "constant",
+        "rank_rule": "knapsack",
+        "rank_multiple": 1,
+        "budget": 0.3,
+        "budget_unit": "macs",
+        "compression_period": 20,
+        "truncation_energy": 0.1,
+    }
+    assert "orthogonality_weight" in in_force(MethodConfig())
+    assert "energy" not in in_force(MethodConfig(method="arsvd"))
+
+
+def test_a_number_of_factors_that_is_not_offered_is_refused():
+    with pytest.raises(ConfigError, match=r"num_factors: unknown value '4'; known: 2, 3"):
+        MethodConfig(method="lorita", num_factors=4)
 
 
 def test_distillation_is_the_weighted_divergence_of_softened_outputs():
@@ -349,6 +413,16 @@ class TestEveryMethod:
         model = load_model(tmp_path / "3/model.pt").model
         assert measure_cost(model, digits.sample_shape).macs == last["macs"]
 
+    def test_a_budget_that_cannot_be_met_is_refused_before_training(self, name, digits, tmp_path):
+        if METHODS[name].owns_rank_rule:
+            pytest.skip("takes no budget")
+        setting = small_setting(digits)
+        config = MethodConfig(method=name, rank_rule="knapsack", budget=1e-4)
+        list(pretrain(setting, config, tmp_path / "1"))
+        with pytest.raises(ConfigError, match=r"budget: must be at least 0\.0.*; raise budget"):
+            next(compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2"))
+        assert not (tmp_path / "2").exists()
+
     @pytest.mark.parametrize("stop_after", [1, 2])
     def test_an_interrupted_compression_resumes_to_the_same_result(self, name, stop_after, digits, tmp_path):
         setting, config = small_setting(digits), quick(name)
@@ -391,7 +465,29 @@ class TestEveryMethod:
         assert name == "dense" or "arXiv" in text or "CVPR" in text
 
 
-def test_the_cuttlefish_switch_happens_within_a_stage_and_survives_an_interruption(digits, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"orthogonality_period": 7},
+        {"retraction_period": 5, "spectrum_learning_rate": 3.0},
+        {"strength_schedule": "warmup", "regularizer": "funnel"},
+        {"method": "truncated_svd", "regularizer": "spectral_hoyer_square", "strength_schedule": "warmup"},
+        {"method": "trp", "compression_period": 7},
+    ],
+)
+def test_an_interrupted_training_resumes_to_the_same_result_with_every_option(options, digits, tmp_path):
+    setting, config = small_setting(digits), MethodConfig(**options)
+    list(pretrain(setting, config, tmp_path / "1"))
+    start = tmp_path / "1/model.pt"
+    whole = list(compress(setting, config, start))
+    generator = compress(setting, config, start, tmp_path / "cut")
+    next(generator)
+    generator.close()
+    resumed = list(compress(setting, config, start, tmp_path / "cut"))
+    assert [result.metrics for result in resumed] == [result.metrics for result in whole]
+
+
+def test_the_cuttlefish_switch_happens_within_a_stage(digits, tmp_path):
     setting, config = small_setting(digits, epochs=4), quick("cuttlefish")
     list(pretrain(setting, config, tmp_path / "1"))
     results = list(compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2"))

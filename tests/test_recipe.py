@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_by_name(setting, tmp_path, 
 
 def test_stage_two_needs_a_start_of_its_decomposition(setting, tmp_path):
     list(pretrain(setting, METHOD, tmp_path))
-    with pytest.raises(ValueError, match="must be in the form .*'channel'.*but is .*'spatial'"):
+    with pytest.raises(CheckpointError, match="must be in the form .*'channel'.*but is .*'spatial'"):
         list(compress(setting, replace(METHOD, decomposition="channel"), tmp_path / "model.pt"))
     with pytest.raises(CheckpointError, match="there is none"):
         list(compress(setting, METHOD, tmp_path / "nothing.pt"))

@@ -126,6 +126,11 @@ def test_geometry_counts_positions_and_calls():
     assert layer_geometry(Shared(), (4,))["twice"].calls == 2
 
 
+def test_a_model_that_is_one_dense_layer_is_refused():
+    with pytest.raises(ValueError, match=r"is one Linear; wrap it in nn\.Sequential"):
+        factorize(nn.Linear(3, 2), "channel", (3,))
+
+
 def test_recurrent_layers_and_embeddings_are_reported_as_skipped():
     class Text(nn.Module):
         def __init__(self):

@@ -18,7 +18,7 @@ from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
 from orchestrator.records import read_records, write_records
 from orchestrator.searcher import open_study
-from trainers.config import DataConfig
+from trainers.config import DataConfig, DistillationConfig
 from trainers.cost import measure_cost
 from trainers.data import load_test
 from trainers.errors import ConfigError, DataError, SweepError
@@ -154,6 +154,38 @@ class TestFinishedSweep:
         assert [row["name"] for row in rows if row["stage"] == "trial"] == [f"trial-{i:04d}" for i in range(6)]
         kept = [row for row in rows if row["name"] <= "trial-0003" and row["stage"] == "trial"]
         assert kept == [row for row in comparable(output) if row["stage"] == "trial"]
+
+
+def test_a_sweep_over_methods_shares_stage_one_and_finetunes_with_a_teacher(small_sweep, tmp_path):
+    output = tmp_path / "methods"
+    config = replace(
+        small_sweep,
+        search_space="spaces:every_method",
+        search=replace(small_sweep.search, num_trials=10),
+        finetune=replace(small_sweep.finetune, distillation=DistillationConfig(weight=0.5)),
+    )
+    front = run(config, output)
+    rows = {row["name"]: row for row in comparable(output)}
+    assert {row["state"] for row in rows.values()} == {"COMPLETE"}
+    stage_one = {name for name, row in rows.items() if row["stage"] == "pretrain"}
+    assert stage_one == {"pretrain-channel", "pretrain-dense", "pretrain-lorita2-channel"}
+    starts = {"svd_training": "pretrain-channel", "lorita": "pretrain-lorita2-channel"}
+    trials = [row for row in rows.values() if row["stage"] == "trial"]
+    assert len({row["method"] for row in trials}) >= 4
+    for row in trials:
+        assert row["source"] == starts.get(row["method"], "pretrain-dense")
+        assert (row["budget"] == 0.5) == (row["rank_rule"] == "equal_error")
+        if row["budget"] is not None:
+            assert row["macs_ratio"] <= 0.5
+        assert 0 < row["val_macro_f1"] <= 1
+    for point in front.finalists:
+        assert rows[point.name]["test_top5_accuracy"] >= rows[point.name]["test_accuracy"] == point.test_accuracy
+        saved = load_model(SweepPaths(output).run(point.name) / "model.pt")
+        assert saved.config["distillation"]["weight"] == 0.5
+    state = json.loads(SweepPaths(output).state.read_text())
+    client = MlflowClient(state["tracking_uri"])
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id], "tags.stage = 'trial'")
+    assert {found.data.tags["method"] for found in runs} == {row["method"] for row in trials}
 
 
 def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, tmp_path):

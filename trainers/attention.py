@@ -18,28 +18,24 @@ from trainers.surgery import replace_modules
 def open_attention(model: nn.Module) -> nn.Module:
     """Replace, in place, the attention modules of torchvision's ViT and Swin by ones that call their projections.
 
-    Outputs stay equal. Other modules are left alone, and so is an `nn.MultiheadAttention` with key and value sizes of their
-    own, added key biases or sequence-first inputs. Returns `model`.
+    Outputs stay equal. Other modules are left alone: how they call an `nn.MultiheadAttention` is not known. Returns `model`.
     """
     from torchvision.models.swin_transformer import ShiftedWindowAttention
+    from torchvision.models.vision_transformer import EncoderBlock
 
-    def replacement(module: nn.Module) -> nn.Module | None:
-        if type(module) is nn.MultiheadAttention and _is_plain(module):
-            return SelfAttention(module)
-        is_window = isinstance(module, ShiftedWindowAttention) and module.qkv is not None  # else it is open already
-        return WindowAttention(module) if is_window else None
-
-    replace_modules(model, replacement)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, EncoderBlock) and type(module.self_attention) is nn.MultiheadAttention:
+            fused = module.self_attention
+            replacements[fused] = SelfAttention(fused).train(fused.training)
+        elif isinstance(module, ShiftedWindowAttention) and module.qkv is not None:  # else it is open already
+            replacements[module] = WindowAttention(module).train(module.training)
+    replace_modules(model, replacements.get)
     return model
 
 
-def _is_plain(module: nn.MultiheadAttention) -> bool:
-    same_sizes = module.in_proj_weight is not None
-    return same_sizes and module.bias_k is None and not module.add_zero_attn and module.batch_first
-
-
 class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` for query = key = value without masks: softmax(Q K^T / sqrt(d)) V, projected in and out.
+    """`nn.MultiheadAttention` as ViT calls it, query = key = value without masks: softmax(Q K^T / sqrt(d)) V, projected.
 
     Q, K, V come from one linear layer `in_proj` (3 E outputs). Takes and returns (N, tokens, E).
     """
@@ -53,7 +49,7 @@ class SelfAttention(nn.Module):
         out = fused.out_proj
         self.out_proj = _linear(size, size, out.weight, out.bias, {**like, "bias": out.bias is not None})
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True) -> tuple[Tensor, None]:
         """Return (attention output, None), as `nn.MultiheadAttention` does with need_weights=False."""
         if query is not key or key is not value or need_weights:
             raise ValueError("query, key and value must be one tensor, and need_weights must be False")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from trainers.config import RankConfig
@@ -85,11 +86,12 @@ def exact_spectra(model: nn.Module) -> Spectra:
 
 
 def stored_spectra(model: nn.Module) -> Spectra:
-    """Return the factors of every decomposed layer as they are: exact SVDs only right after `factorize`."""
-    return {
-        name: (layer.u.detach().double(), layer.s.detach().double(), layer.vt.detach().double())
-        for name, layer in svd_layers(model).items()
-    }
+    """Return the factors of every decomposed layer as they are, on the CPU: exact SVDs only right after `factorize`."""
+
+    def stored(factor: Tensor) -> Tensor:
+        return factor.detach().to("meta" if factor.is_meta else "cpu", torch.float64)
+
+    return {name: (stored(layer.u), stored(layer.s), stored(layer.vt)) for name, layer in svd_layers(model).items()}
 
 
 def rank_problem(

@@ -14,6 +14,8 @@ from torch import Tensor
 from trainers.config import Decomposition
 from trainers.errors import NonFiniteError
 
+_NOT_FINITE = "weights must be finite before an SVD, but NaN or infinity was found; lower learning_rate"
+
 
 def to_matrix(weight: Tensor, decomposition: Decomposition) -> Tensor:
     """Return the weight (out, in), (n, c, k) or (n, c, kh, kw) as the matrix that `decomposition` factorizes."""
@@ -43,7 +45,18 @@ def exact_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return matrix.new_empty(matrix.shape[0], rank), matrix.new_empty(rank), matrix.new_empty(rank, matrix.shape[1])
     matrix = matrix.detach().to("cpu", torch.float64)
     if not torch.isfinite(matrix).all():
-        raise NonFiniteError("weights must be finite before an SVD, but NaN or infinity was found; lower learning_rate")
+        raise NonFiniteError(_NOT_FINITE)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return u, s, vt
+
+
+def finite_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u (m, r), s (r), vt (r, n) in the matrix's own precision and on its device: for what is done often.
+
+    Raises NonFiniteError for NaN or infinite entries.
+    """
+    if not torch.isfinite(matrix).all():
+        raise NonFiniteError(_NOT_FINITE)
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     return u, s, vt
 

@@ -39,7 +39,8 @@ class Product(nn.Module):
     """A weight as a product of `num_factors` matrices, for `torch.nn.utils.parametrize`.
 
     W = W_1 W_2 ... W_N with inner dimension r = min(m, n), so that no rank is lost. Factors start balanced: for W = U
-    diag(s) V^T they are U s^(1/N), diag(s^(1/N)), ..., s^(1/N) V^T.
+    diag(s) V^T they are U s^(1/N), diag(s^(1/N)), ..., s^(1/N) V^T. Where s is zero, only the last factor is: the product
+    is the same, and gradients do not vanish.
     """
 
     def __init__(self, shape: tuple[int, ...], num_factors: int, decomposition: Decomposition) -> None:
@@ -56,9 +57,11 @@ class Product(nn.Module):
     def right_inverse(self, weight: Tensor) -> list[Tensor]:
         """Return the balanced factors of a weight."""
         u, s, vt = exact_svd(to_matrix(weight, self.decomposition))
-        root = s ** (1 / self.num_factors)
-        middle = [torch.diag(root) for _ in range(self.num_factors - 2)]
-        return [factor.to(weight).contiguous() for factor in (u * root, *middle, root[:, None] * vt)]
+        zero = s <= torch.finfo(weight.dtype).eps * s.max()
+        last = torch.where(zero, 0, s ** (1 / self.num_factors))
+        others = torch.where(zero, torch.where(zero.all(), 1, last.max()), last)
+        middle = [torch.diag(others) for _ in range(self.num_factors - 2)]
+        return [factor.to(weight).contiguous() for factor in (u * others, *middle, last[:, None] * vt)]
 
 
 def to_products(
@@ -78,9 +81,9 @@ def to_products(
 def from_products(model: nn.Module) -> nn.Module:
     """Return a copy of `model` with all products multiplied out: ordinary layers again, outputs equal."""
     model = copy.deepcopy(model)
-    if parametrize.is_parametrized(model, "weight"):  # the model itself is one layer
-        return _multiplied_out(model)
-    replace_modules(model, lambda m: _multiplied_out(m) if parametrize.is_parametrized(m, "weight") else None)
+    products = [module for module in model.modules() if parametrize.is_parametrized(module, "weight")]
+    replacements = {module: _multiplied_out(module) for module in products}  # one for a layer that is used twice
+    replace_modules(model, replacements.get)
     return model
 
 

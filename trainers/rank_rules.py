@@ -93,8 +93,9 @@ class RankProblem:
         smallest = [layer.cost(layer.candidates(config.rank_multiple), unit).min() for layer in self.layers.values()]
         least = fixed + int(sum(smallest))
         if least > config.budget * dense:
-            text = f"must be at least {least / dense:.4f}, the share of {unit} at the lowest ranks"
-            raise ConfigError([("budget", f"{text}, but got {config.budget}")])
+            text = f"must be at least {least / dense:.4f}, the share of {unit} at the lowest ranks, but got {config.budget}"
+            remedy = "raise budget" + (" or lower rank_multiple" if config.rank_multiple > 1 else "")
+            raise ConfigError([("budget", f"{text}; {remedy}")])
         return int(config.budget * dense) - fixed
 
 
@@ -167,13 +168,14 @@ def evbmf_rank(s: Tensor, shape: tuple[int, int]) -> int:
     Nakajima, Sugiyama, Babacan and Tomioka, JMLR 14 (2013), theorem 2 and its corollaries: for L <= M, alpha = L / M,
     tau0 = 2.5129 sqrt(alpha) and x0 = (1 + tau0) (1 + alpha / tau0), a value is kept if s_i^2 > M v x0, with the noise
     variance v that minimises the free energy between its bounds. No hyper-parameter. 0 if all is noise, and for a zero
-    matrix. v is found by golden-section search in each interval between the values at which one more s_i is kept.
+    matrix. The free energy may have several minima: v is the best of 200 values, refined by golden-section search; values
+    below the rounding of s_1 count as rounding.
     """
     rows, columns = min(shape), max(shape)
     total = float(s.square().sum())
     if total == 0:
         return 0
-    squares = s.square()
+    squares = s.clamp_min(torch.finfo(s.dtype).eps * float(s[0])).square()
     alpha = rows / columns
     tau0 = 2.5129 * math.sqrt(alpha)
     x0 = (1 + tau0) * (1 + alpha / tau0)
@@ -194,7 +196,7 @@ def _free_energy(squares: Tensor, rows: int, columns: int, x0: float) -> Callabl
 
     def energy(variance: float) -> float:
         x = squares / (columns * variance)
-        signal, noise = x[x > x0], x[x <= x0].clamp_min(1e-300)
+        signal, noise = x[x > x0], x[x <= x0]
         b = signal - (1 + alpha)
         tau = (b + (b.square() - 4 * alpha).clamp_min(0).sqrt()) / 2
         kept = signal - tau + torch.log((tau + 1) / signal) + alpha * torch.log(tau / alpha + 1)
@@ -369,6 +371,17 @@ def _per_layer(rank: Callable[[LayerSpectrum, RankConfig], float]) -> RankRule:
         name: math.ceil(rank(layer, config) - 1e-9) for name, layer in problem.layers.items()
     }
 
+
+# the fields of RankConfig that each rule reads
+RULE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "energy": ("energy",),
+    "absolute_threshold": ("threshold",),
+    "relative_threshold": ("threshold",),
+    "fixed_ratio": ("rank_fraction",),
+    "entropy": ("entropy",),
+    **dict.fromkeys(("effective_rank", "stable_rank", "evbmf"), ("rank_scale",)),
+    **dict.fromkeys(("equal_error", "knapsack", "log_knapsack", "greedy"), ("budget", "budget_unit")),
+}
 
 RANK_RULES: dict[str, RankRule] = {
     "energy": _per_layer(lambda layer, config: rank_by_energy(layer.s, config.energy)),

@@ -25,6 +25,7 @@ from trainers.cost import Cost, measure_cost
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel
 from trainers.distillation import Distillation
+from trainers.errors import CheckpointError
 from trainers.form import ModelForm
 from trainers.loop import EpochResult, Stage, evaluate_split, stage_seed, train
 from trainers.methods import Method, Network, make_method, pretraining, resolve
@@ -93,8 +94,12 @@ def compress(
     def start() -> Method:
         method = make_method(config, setting.network)
         if saved.form != method.trained_form():
-            raise ValueError(f"{start_from} must be in the form {method.trained_form()}, but is {saved.form}")
+            raise CheckpointError(
+                f"{start_from} must be in the form {method.trained_form()}, but is {saved.form}; start from what `pretrain` "
+                f"makes for {config.method} with the same decomposition and factorization"
+            )
         method.attach(saved.model, saved.form)
+        method.check_budget()
         return method
 
     record = {"method": as_record(resolve(config)), "start": _start_record(saved)}

@@ -126,5 +126,5 @@ class Section:
                 texts = [text for rule in rules if value is not None and (text := rule.describe(value)) is not None]
                 found += [(field.name, text) for text in texts]
             if get_origin(hint) is Literal and value not in get_args(hint):
-                found.append((field.name, unknown_name("value", str(value), get_args(hint))))
+                found.append((field.name, unknown_name("value", str(value), [str(known) for known in get_args(hint)])))
         return found

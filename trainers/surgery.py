@@ -55,7 +55,10 @@ def factorize(
 
     `sample_shape` is one input without the batch axis: a forward pass on shapes alone finds layers whose weight is used
     by their parent directly. Returns one report per module with parameters, in module order.
+    Raises ValueError for a model that is itself one such layer.
     """
+    if type(model) in _DENSE:
+        raise ValueError(f"model must contain its layers, but is one {type(model).__name__}; wrap it in nn.Sequential")
     reports = layer_reports(model, sample_shape, config)
     modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {
@@ -162,9 +165,7 @@ def _reasons(model: nn.Module, sample_shape: tuple[int, ...], config: Factorizat
 
 def _unfit(module: nn.Module) -> str:
     if isinstance(module, nn.MultiheadAttention):
-        return (
-            "a fused attention layer; `trainers.attention.open_attention` gives it projections that can be decomposed"
-        )
+        return "a fused attention layer (nn.MultiheadAttention): its projections are not layers of their own"
     base = next((base for base in _DENSE if isinstance(module, base)), None)
     if base is not None:
         return f"a subclass of nn.{base.__name__}, whose own behaviour a replacement would lose"

@@ -3,6 +3,8 @@
 To add one: write a subclass of `Method` with its equations and source, and enter it in METHODS.
 """
 
+from typing import Any
+
 from trainers.config import MethodConfig
 from trainers.methods.base import Method, Network
 from trainers.methods.cuttlefish import Cuttlefish
@@ -25,7 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "dense": Dense,
 }
 
-__all__ = ["METHODS", "Method", "Network", "make_method", "pretraining", "resolve"]
+__all__ = ["METHODS", "Method", "Network", "in_force", "make_method", "pretraining", "resolve"]
 
 
 def make_method(config: MethodConfig, network: Network) -> Method:
@@ -36,6 +38,11 @@ def make_method(config: MethodConfig, network: Network) -> Method:
 def resolve(config: MethodConfig) -> MethodConfig:
     """Return `config` with its method's defaults for regularizer, strength and rank rule."""
     return METHODS[config.method].resolve(config)
+
+
+def in_force(config: MethodConfig) -> dict[str, Any]:
+    """Return the resolved settings that count for the method that `config` names, as plain values."""
+    return METHODS[config.method].in_force(config)
 
 
 def pretraining(config: MethodConfig) -> MethodConfig:

@@ -12,11 +12,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from trainers.config import FactorizationConfig, MethodConfig
-from trainers.deploy import PrunedModel, prune, stored_spectra
+from trainers.config import FactorizationConfig, MethodConfig, as_record
+from trainers.deploy import PrunedModel, prune, rank_problem, stored_spectra
+from trainers.errors import ConfigError
 from trainers.form import ModelForm, convert
+from trainers.layers import svd_layers
+from trainers.rank_rules import RULE_SETTINGS
 from trainers.rules import unknown_name
-from trainers.surgery import factorize
+from trainers.surgery import decomposable, factorize
 
 ValidationLoss = Callable[[nn.Module], float]
 
@@ -34,12 +37,14 @@ class Method:
 
     `regularizers` are the penalties that it can use, each with its default strength; `default_regularizer` is one of them
     or None. `rank_rule` chooses the ranks; where `owns_rank_rule` is set it is part of the method and cannot be changed.
+    `settings` are the fields of MethodConfig that it reads beside `decomposition`, the regularizer's and the rank rule's.
     """
 
     regularizers: ClassVar[dict[str, float]] = {}
     default_regularizer: ClassVar[str | None] = None
     rank_rule: ClassVar[str | None] = "energy"
     owns_rank_rule: ClassVar[bool] = False
+    settings: ClassVar[tuple[str, ...]] = ()
 
     model: nn.Module
     form: ModelForm
@@ -53,6 +58,20 @@ class Method:
         regularizer = config.regularizer or cls.default_regularizer
         strength = cls.regularizers.get(regularizer or "", 0.0) if config.strength is None else config.strength
         return replace(config, regularizer=regularizer, strength=strength, rank_rule=config.rank_rule or cls.rank_rule)
+
+    @classmethod
+    def in_force(cls, config: MethodConfig) -> dict[str, Any]:
+        """Return the resolved settings that count for this method, as plain values: those that a record should show."""
+        record = as_record(cls.resolve(config))
+        names = {"method", "decomposition", "rank_rule", "rank_multiple", *cls.settings}
+        names |= {*RULE_SETTINGS.get(record["rank_rule"] or "", ())}
+        names |= {"regularizer", "strength", "strength_schedule"} if cls.regularizers else set()
+        return {name: value for name, value in record.items() if name in names}
+
+    @classmethod
+    def stage_one_name(cls, config: MethodConfig) -> str:
+        """Return a short name for what `pretraining` returned: one for each form that stage 1 can have."""
+        return config.method
 
     @classmethod
     def problems(cls, config: MethodConfig) -> list[tuple[str, str]]:
@@ -92,6 +111,16 @@ class Method:
         """Return factors on the learning rate, by parameter; 1 for all others."""
         return {}
 
+    def dense_layers(self) -> dict[str, nn.Module]:
+        """Return the layers that are to become low-rank, by module path, of a network that is trained dense.
+
+        Raises ConfigError where there are none.
+        """
+        found = decomposable(self.model, self.network.sample_shape, self.network.factorization)
+        if not found:
+            raise ConfigError([("factorization", "must leave at least one layer to decompose, but skips all")])
+        return found
+
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Before epoch `epoch` (from 0) of `epochs`."""
 
@@ -107,6 +136,14 @@ class Method:
 
     def end_epoch(self) -> None:
         """After an epoch, before it is evaluated; may put another `model` and `form` in place."""
+
+    def check_budget(self) -> None:
+        """Raise ConfigError, before anything is trained, where the rank rule has a budget that no ranks can meet."""
+        if "budget" in RULE_SETTINGS.get(self.config.rank_rule or "", ()):
+            shapes = self.dense_copy().to("meta")
+            if not svd_layers(shapes):
+                factorize(shapes, self.config.decomposition, self.network.sample_shape, self.network.factorization)
+            rank_problem(shapes, stored_spectra(shapes), self.network.sample_shape).allowance(self.config)
 
     def finish(self, validation_loss: ValidationLoss | None = None) -> PrunedModel:
         """Return the low-rank network that the trained one is cut to; the trained one stays as it is."""

@@ -23,6 +23,7 @@ class Cuttlefish(Method):
 
     rank_rule = "stable_rank"
     owns_rank_rule = True
+    settings = ("plateau_tolerance",)
 
     def attach(self, model: Any, form: ModelForm) -> None:
         """Start without a history."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from trainers.deploy import PrunedModel, prune_to_ranks, rank_problem, stored_spectra
-from trainers.factorization import from_matrix, to_matrix
+from trainers.factorization import finite_svd, from_matrix, to_matrix
 from trainers.methods.base import Method, ValidationLoss
 from trainers.rank_rules import LayerSpectrum, RankProblem, Ranks
-from trainers.surgery import decomposable, factorize
+from trainers.surgery import factorize
 
 
 class LC(Method):
@@ -25,11 +25,12 @@ class LC(Method):
 
     rank_rule = None
     owns_rank_rule = True
+    settings = ("compression_period", "rank_cost", "budget_unit", "mu_first", "mu_last")
 
     def bind(self) -> None:
         """Find the weights, and what each rank of theirs costs."""
         shape, factorization = self.network.sample_shape, self.network.factorization
-        self._layers = decomposable(self.model, shape, factorization)
+        self._layers = self.dense_layers()
         shapes = copy.deepcopy(self.model).to("meta")
         factorize(shapes, self.config.decomposition, shape, factorization)
         self._problem = rank_problem(shapes, stored_spectra(shapes), shape)
@@ -38,8 +39,12 @@ class LC(Method):
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """A C step: D is a function of the weights, so that a checkpoint need not hold it."""
-        self._mu = self._mu_at(epoch / epochs)
+        self._mu, self._next_mu = self._mu_at(epoch / epochs), self._mu_at((epoch + 1) / epochs)
         self._compress()
+
+    def end_epoch(self) -> None:
+        """The weight that the next epoch starts with, and the one with which the network is cut after the last."""
+        self._mu = self._next_mu
 
     def after_step(self, step: int) -> None:
         """A C step every `compression_period` batches."""
@@ -69,7 +74,7 @@ class LC(Method):
     def _compress(self) -> None:
         config = self.config
         weights: list[Tensor] = [layer.weight for layer in self._layers.values()]  # type: ignore[misc]
-        factors = [torch.linalg.svd(to_matrix(weight, config.decomposition), full_matrices=False) for weight in weights]
+        factors = [finite_svd(to_matrix(weight, config.decomposition)) for weight in weights]
         layers: dict[str, LayerSpectrum] = {
             name: replace(layer, s=s.double().cpu())
             for (name, layer), (_, s, _) in zip(self._problem.layers.items(), factors, strict=True)

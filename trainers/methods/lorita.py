@@ -22,6 +22,7 @@ class LoRITa(Method):
 
     regularizers: ClassVar = {"weight_decay": 1e-4}
     default_regularizer = "weight_decay"
+    settings = ("num_factors",)
 
     @classmethod
     def pretraining(cls, config: MethodConfig) -> MethodConfig:
@@ -29,6 +30,11 @@ class LoRITa(Method):
         return MethodConfig(
             method="lorita", decomposition=config.decomposition, num_factors=config.num_factors, strength=0.0
         )
+
+    @classmethod
+    def stage_one_name(cls, config: MethodConfig) -> str:
+        """The number of factors and the decomposition."""
+        return f"lorita{config.num_factors}-{config.decomposition}"
 
     def trained_form(self) -> ModelForm:
         """Products."""

@@ -23,11 +23,17 @@ class SVDTraining(Method):
 
     regularizers: ClassVar = {"hoyer": 0.01, "hoyer_square": 1e-3, "l1": 0.01, "funnel": 1e-3, "log_sum": 1e-3}
     default_regularizer = "hoyer"
+    settings = ("orthogonality_weight", "orthogonality_period", "retraction_period", "spectrum_learning_rate")
 
     @classmethod
     def pretraining(cls, config: MethodConfig) -> MethodConfig:
         """Stage 1: full rank, without sparsity."""
         return MethodConfig(method="svd_training", decomposition=config.decomposition, strength=0.0)
+
+    @classmethod
+    def stage_one_name(cls, config: MethodConfig) -> str:
+        """The decomposition."""
+        return config.decomposition
 
     def trained_form(self) -> ModelForm:
         """Decomposed."""

@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainers.factorization import from_matrix, to_matrix
+from trainers.factorization import finite_svd, from_matrix, to_matrix
 from trainers.methods.base import Method
 from trainers.rank_rules import rank_by_energy
-from trainers.surgery import decomposable
 
 
 class TRP(Method):
@@ -23,11 +22,11 @@ class TRP(Method):
 
     regularizers: ClassVar = {"nuclear_norm": 3e-4}
     default_regularizer = "nuclear_norm"
+    settings = ("compression_period", "truncation_energy")
 
     def bind(self) -> None:
         """Find the weights that are truncated."""
-        shape = self.network.sample_shape
-        self._layers = list(decomposable(self.model, shape, self.network.factorization).values())
+        self._layers = list(self.dense_layers().values())
         self._polar: list[Tensor] = []
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
@@ -63,7 +62,7 @@ def compress_(layer: nn.Module, decomposition: str, rank: Callable[[Tensor], int
     """
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    u, s, vt = torch.linalg.svd(to_matrix(weight, decomposition), full_matrices=False)  # type: ignore[arg-type]
+    u, s, vt = finite_svd(to_matrix(weight, decomposition))  # type: ignore[arg-type]
     k = rank(s)
     weight.copy_(from_matrix((u[:, :k] * s[:k]) @ vt[:k], tuple(weight.shape), decomposition))  # type: ignore[arg-type]
     return from_matrix(u[:, :k] @ vt[:k], tuple(weight.shape), decomposition)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ from torch import Tensor
 from trainers.factorization import to_matrix
 from trainers.methods.base import Method
 from trainers.regularizers import SPECTRAL, by_shape, sparsity_of
-from trainers.surgery import decomposable
 
 
 class TruncatedSVD(Method):
@@ -21,7 +20,7 @@ class TruncatedSVD(Method):
 
     def bind(self) -> None:
         """Find the weights that the penalty acts on."""
-        self._layers = list(decomposable(self.model, self.network.sample_shape, self.network.factorization).values())
+        self._layers = list(self.dense_layers().values())
 
     def loss_terms(self, progress: float) -> Tensor | None:
         """Return strength * sum R(W), if there is a regularizer."""
