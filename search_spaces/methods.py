@@ -1,4 +1,4 @@
-"""Every method, regularizer and rank rule in one space: what a comparison of methods searches."""
+"""All methods and regularizers, and the rank rules that any method can use, in one space."""
 
 from typing import TYPE_CHECKING, Any
 
