@@ -32,7 +32,9 @@ def problems(path, *overrides):
     return dict(caught.value.problems)
 
 
-@pytest.mark.parametrize("example", ["digits", "digits_methods", "mnist_lenet5", "cifar10_resnet20", "cifar10_resnet20_cpu"])
+@pytest.mark.parametrize(
+    "example", ["digits", "digits_methods", "mnist_lenet5", "cifar10_resnet20", "cifar10_resnet20_cpu"]
+)
 def test_examples_are_valid(example, pytestconfig):
     config = load_config(pytestconfig.rootpath / "examples" / f"{example}.yaml")
     assert config.finetune.num_models > 1
