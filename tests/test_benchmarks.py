@@ -1,0 +1,60 @@
+"""The benchmarks run, and write what programs read; their figures are not asserted here."""
+
+import json
+import subprocess
+import sys
+
+REQUIRED = {"task", "method", "seed", "test_accuracy", "macs_ratio", "params_ratio", "core_s"}
+
+
+def run(pytestconfig, script, *options):
+    command = [sys.executable, str(pytestconfig.rootpath / "benchmarks" / script), *map(str, options)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=pytestconfig.rootpath)
+
+
+def test_methods_writes_a_row_for_each_point(pytestconfig, tmp_path):
+    options = ("--quick", "--methods", "dense", "lc", "--output", tmp_path / "out", "--json", tmp_path / "rows.json")
+    run(pytestconfig, "methods.py", *options)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["method"] for row in rows] == ["lc", "lc", "dense"]
+    assert all(row.keys() >= REQUIRED for row in rows)
+    assert rows[2]["macs_ratio"] == 1 > rows[0]["macs_ratio"]
+    assert all(row["core_s"] > 0 and row["test_accuracy"] > 0.5 for row in rows)
+    first = (tmp_path / "rows.json").read_text()
+    run(pytestconfig, "methods.py", *options)  # goes on from what is there: nothing is trained again
+    assert (tmp_path / "rows.json").read_text() == first
+
+
+@pytest.mark.parametrize("model", ["tiny"])
+def test_step_cost_writes_the_ratios(pytestconfig, tmp_path, model):
+    file = tmp_path / "ratios.json"
+    run(
+        pytestconfig, "step_cost.py", "--model", model, "--rounds", 1, "--repeats", 1, "--batch-size", 8, "--json", file
+    )
+    found = json.loads(file.read_text())
+    keys = ("channel_vs_dense", "spatial_vs_dense", "two_conv_vs_channel", "two_conv_vs_spatial", "mlp_vs_dense")
+    assert all(found[key] > 0 for key in keys)
+
+
+def test_the_usual_implementation_computes_what_ours_does(pytestconfig, monkeypatch):
+    """The baseline of `step_cost.py` is a fair one: same function, same penalties."""
+    monkeypatch.syspath_prepend(str(pytestconfig.rootpath / "benchmarks"))
+    import torch
+    from step_cost import TwoConv, looped_penalty
+
+    from trainers.layers import SVDConv, svd_layers
+    from trainers.models import MODELS, ModelConfig
+    from trainers.regularizers import hoyer, orthogonality
+    from trainers.surgery import factorize, replace_modules
+
+    for decomposition in ("channel", "spatial"):
+        torch.manual_seed(0)
+        model = MODELS["resnet8"](ModelConfig("resnet8"), (3, 16, 16), 10).double().eval()
+        factorize(model, decomposition, (3, 16, 16))
+        x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+        expected = model(x)
+        layers = [layer for layer in svd_layers(model).values() if isinstance(layer, SVDConv)]
+        penalty = sum(0.01 * hoyer(x.s) + orthogonality(x.u) + orthogonality(x.vt) for x in layers)
+        replace_modules(model, lambda module: TwoConv(module) if isinstance(module, SVDConv) else None)
+        torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(looped_penalty(model, 0.01, 1.0), penalty, rtol=1e-6, atol=1e-9, check_dtype=False)
