@@ -25,11 +25,21 @@ def test_methods_writes_a_row_for_each_point(pytestconfig, tmp_path):
     assert (tmp_path / "rows.json").read_text() == first
 
 
-@pytest.mark.parametrize("model", ["tiny"])
-def test_step_cost_writes_the_ratios(pytestconfig, tmp_path, model):
+def test_step_cost_writes_the_ratios(pytestconfig, tmp_path):
     file = tmp_path / "ratios.json"
     run(
-        pytestconfig, "step_cost.py", "--model", model, "--rounds", 1, "--repeats", 1, "--batch-size", 8, "--json", file
+        pytestconfig,
+        "step_cost.py",
+        "--model",
+        "tiny",
+        "--rounds",
+        1,
+        "--repeats",
+        1,
+        "--batch-size",
+        8,
+        "--json",
+        file,
     )
     found = json.loads(file.read_text())
     keys = ("channel_vs_dense", "spatial_vs_dense", "two_conv_vs_channel", "two_conv_vs_spatial", "mlp_vs_dense")
