@@ -7,7 +7,7 @@ import torch
 from trainers.atomic import atomic_file
 from trainers.checkpoint import read_payload, require_same_config, write_payload
 from trainers.errors import CheckpointError
-from trainers.optimizers import learning_rate_at, make_optimizer
+from trainers.optimizers import learning_rate_at, make_optimizer, set_learning_rate
 
 
 class Malicious:
@@ -90,8 +90,22 @@ def test_weight_decay_acts_on_weights_and_singular_values_only():
     )
     factorize(model, "channel", (1, 4, 4))
     model.append(torch.nn.Linear(2, 2))
-    decayed, free = make_optimizer(model, TrainingConfig(weight_decay=0.1)).param_groups
+    groups = make_optimizer(model, TrainingConfig(weight_decay=0.1)).param_groups
+    decayed, free = sorted(groups, key=lambda group: -group["weight_decay"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(parameter)] for parameter in decayed["params"]} == {"0.s", "3.s", "4.weight"}
     assert len(decayed["params"]) + len(free["params"]) == len(names)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0)
+
+
+def test_a_scale_multiplies_the_learning_rate_of_its_parameters_alone():
+    from trainers.config import TrainingConfig
+
+    model = torch.nn.Linear(3, 2)
+    config = TrainingConfig(learning_rate=0.1)
+    optimizer = make_optimizer(model, config, {model.bias: 5.0})
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert (rates[id(model.weight)], rates[id(model.bias)]) == (0.1, 0.5)
+    set_learning_rate(optimizer, 0.02)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert (rates[id(model.weight)], rates[id(model.bias)]) == pytest.approx((0.02, 0.1))

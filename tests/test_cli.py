@@ -56,7 +56,7 @@ def test_a_space_in_the_current_folder_is_found_and_a_broken_one_is_an_error(con
     config.write_text(CONFIG.replace("spaces:quick", "mine:space"))
     (tmp_path / "mine.py").write_text("def space(trial):\n    return {'decomposition': 'spatial'}\n")
     done = rankfront("validate", "cli.yaml", cwd=tmp_path, env=environment)
-    assert "search space: spatial" in done.stdout, done.stderr
+    assert "needs: pretrain-spatial" in done.stdout, done.stderr
     (tmp_path / "mine.py").write_text("def space(trial)\n")
     done = rankfront("validate", "cli.yaml", cwd=tmp_path, env=environment)
     assert done.returncode == 2
