@@ -9,7 +9,6 @@ on validation rows; accuracies are those of the test split. Nothing is selected.
 
 import argparse
 import json
-import math
 import platform
 import time
 from pathlib import Path
@@ -17,41 +16,21 @@ from typing import Any
 
 import torch
 
+from trainers.budgets import RULE_RANGES, within_budget
 from trainers.config import DataConfig, ModelConfig, RankConfig, TrainingConfig
 from trainers.data import load_test, load_train_validation
 from trainers.deploy import prune_to_ranks, rank_problem, stored_spectra
 from trainers.loop import evaluate_split
 from trainers.models import ModelSpec
-from trainers.rank_rules import RANK_RULES, RankProblem, Ranks, choose_ranks
+from trainers.rank_rules import RANK_RULES, RankProblem, Ranks, Unit, choose_ranks
 from trainers.recipe import MODEL_FILE, Setting, train_dense
 from trainers.saved_model import load_model
 from trainers.surgery import factorize
 
-GLOBAL = ("equal_error", "knapsack", "log_knapsack", "greedy")
-# each other rule's number, with its range; the cost rises along it
-NUMBERS = {
-    "energy": ("energy", 0.999, 1e-6),
-    "absolute_threshold": ("threshold", 1e2, 1e-4),
-    "relative_threshold": ("threshold", 1.0, 1e-4),
-    "fixed_ratio": ("rank_fraction", 1e-3, 1.0),
-    "entropy": ("entropy", 1e-4, 1.0),
-    "effective_rank": ("rank_scale", 1e-3, 1e3),
-    "stable_rank": ("rank_scale", 1e-3, 1e3),
-    "evbmf": ("rank_scale", 1e-3, 1e3),
-}
 
-
-def ranks_at(problem: RankProblem, rule: str, budget: float, unit: str) -> Ranks:
+def ranks_at(problem: RankProblem, rule: str, budget: float, unit: Unit) -> Ranks:
     """Return the rule's ranks that cost at most `budget` of the dense network, as nearly as its number allows."""
-    if rule in GLOBAL:
-        return choose_ranks(problem, RankConfig(rank_rule=rule, budget=budget, budget_unit=unit))
-    dense = problem.cost({name: layer.full_rank for name, layer in problem.layers.items()}, unit)
-    key, cheap, costly = NUMBERS[rule]
-    for _ in range(50):
-        middle = math.sqrt(cheap * costly)
-        fits = problem.cost(choose_ranks(problem, RankConfig(rank_rule=rule, **{key: middle})), unit) <= budget * dense
-        cheap, costly = (middle, costly) if fits else (cheap, middle)
-    return choose_ranks(problem, RankConfig(rank_rule=rule, **{key: cheap}))
+    return choose_ranks(problem, within_budget(problem, RankConfig(rank_rule=rule), budget, unit))
 
 
 def main() -> None:
@@ -84,7 +63,7 @@ def main() -> None:
     factorize(model, options.decomposition, spec.sample_shape)
     spectra = stored_spectra(model)
     problem = rank_problem(model, spectra, spec.sample_shape, lambda cut: evaluate_split(cut, data)["loss"])
-    dense = problem.cost({name: layer.full_rank for name, layer in problem.layers.items()}, options.unit)
+    dense = problem.dense_cost(options.unit)
     rows: list[dict[str, Any]] = []
     for rule in RANK_RULES:
         for budget in options.budgets:
@@ -119,7 +98,7 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace, dense_accu
         cells = [
             f"{100 * row['test_accuracy']:.2f} ({100 * (1 - row['cost']):.1f})" for row in rows if row["rule"] == rule
         ]
-        lines.append(f"| {rule}{' (global)' if rule in GLOBAL else ''} | " + " | ".join(cells) + " |")
+        lines.append(f"| {rule}{'' if rule in RULE_RANGES else ' (global)'} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

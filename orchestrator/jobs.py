@@ -33,12 +33,17 @@ def pretrain_job(start: MethodConfig) -> Job:
     return Job(f"pretrain-{METHODS[start.method].stage_one_name(start)}", "pretrain", settings)
 
 
-def trial_job(name: str, number: int, settings: dict[str, Any]) -> Job:
-    """Stage 2 with one choice of the search space."""
+def stage_one_of(settings: dict[str, Any]) -> Job:
+    """The run of stage 1 that one choice of the search space starts from."""
     from trainers.methods import pretraining
 
     method = apply_settings(settings, TrainingConfig(), MethodConfig())[1]
-    return Job(name, "trial", settings, pretrain_job(pretraining(method)).name, number)
+    return pretrain_job(pretraining(method))
+
+
+def trial_job(name: str, number: int, settings: dict[str, Any]) -> Job:
+    """Stage 2 with one choice of the search space."""
+    return Job(name, "trial", settings, stage_one_of(settings).name, number)
 
 
 def finetune_job(trial: Job) -> Job:
@@ -117,7 +122,7 @@ def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) 
             )
         results = recipe.compress(setting, method, source, folder)
     else:
-        teacher = paths.run(trial_job("", 0, job.settings).source or "") / recipe.MODEL_FILE  # stage 1, at full rank
+        teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
         distillation = config.finetune.distillation
         results = recipe.finetune(setting, method, epochs, source, folder, distillation, teacher)
     for result in results:

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import singular_values
 
+from trainers.budgets import RULE_RANGES, within_budget
 from trainers.config import RankConfig
 from trainers.errors import ConfigError
 from trainers.rank_rules import (
     RANK_RULES,
+    RULE_SETTINGS,
     LayerSpectrum,
     RankProblem,
     choose_ranks,
@@ -352,3 +354,25 @@ class TestEveryRule:
 def test_simple_rules_at_known_points(config, rank):
     problem = RankProblem({"a": linear([8.0, 4, 2, 1, 0.5, 0.1, 0.1, 0.1, 0.1, 0, 0, 0])})
     assert choose_ranks(problem, config) == {"a": rank}
+
+
+@pytest.mark.parametrize("rule", RANK_RULES)
+@pytest.mark.parametrize("unit", ["macs", "params"])
+def test_every_rule_reaches_a_budget_by_its_own_number(rule, unit):
+    """Within the budget; and where the rule has a number of its own, a costlier one would exceed it."""
+    problem = random_problem(5, num_layers=4, size=40, smallest=20)
+    problem = RankProblem(problem.layers, problem.fixed_macs, 7, validation_loss=lambda ranks: -kept(problem, ranks))
+    allowed = 0.6 * problem.dense_cost(unit)
+    found = within_budget(problem, RankConfig(rank_rule=rule), 0.6, unit)
+    spent = problem.cost(choose_ranks(problem, found), unit)
+    assert spent <= allowed
+    (key, *rest) = RULE_SETTINGS[rule]
+    if rest:
+        assert (found.budget, found.budget_unit) == (0.6, unit)
+        return
+    cheap, costly = RULE_RANGES[rule]
+    steps = cheap * (costly / cheap) ** np.linspace(0, 1, 2000)
+    costs = [
+        problem.cost(choose_ranks(problem, RankConfig(rank_rule=rule, **{key: min(step, 1e3)})), unit) for step in steps
+    ]
+    assert spent >= max(cost for cost in costs if cost <= allowed)

@@ -14,8 +14,6 @@ from torch import Tensor
 from trainers.config import Decomposition
 from trainers.errors import NonFiniteError
 
-_NOT_FINITE = "weights must be finite before an SVD, but NaN or infinity was found; lower learning_rate"
-
 
 def to_matrix(weight: Tensor, decomposition: Decomposition) -> Tensor:
     """Return the weight (out, in), (n, c, k) or (n, c, kh, kw) as the matrix that `decomposition` factorizes."""
@@ -43,11 +41,7 @@ def exact_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.is_meta:
         rank = min(matrix.shape)
         return matrix.new_empty(matrix.shape[0], rank), matrix.new_empty(rank), matrix.new_empty(rank, matrix.shape[1])
-    matrix = matrix.detach().to("cpu", torch.float64)
-    if not torch.isfinite(matrix).all():
-        raise NonFiniteError(_NOT_FINITE)
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return u, s, vt
+    return finite_svd(matrix.detach().to("cpu", torch.float64))
 
 
 def finite_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +50,7 @@ def finite_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises NonFiniteError for NaN or infinite entries.
     """
     if not torch.isfinite(matrix).all():
-        raise NonFiniteError(_NOT_FINITE)
+        raise NonFiniteError("weights must be finite before an SVD, but NaN or infinity was found; lower learning_rate")
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     return u, s, vt
 

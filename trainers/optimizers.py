@@ -24,11 +24,11 @@ def make_optimizer(
     layers = svd_layers(model).values()
     factors = {id(factor) for layer in layers for factor in (layer.u, layer.vt)}
     values = {id(layer.s) for layer in layers}
-    factor_of = {id(parameter): scale for parameter, scale in (scales or {}).items()}
+    scales = scales or {}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for parameter in model.parameters():
         weight = parameter.ndim >= 2 and id(parameter) not in factors
-        groups[(weight or id(parameter) in values, factor_of.get(id(parameter), 1.0))].append(parameter)
+        groups[(weight or id(parameter) in values, scales.get(parameter, 1.0))].append(parameter)
     described = [
         {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0, "scale": scale}
         for (decayed, scale), parameters in groups.items()

@@ -78,8 +78,10 @@ class Method:
         """Return (field, message) for settings that do not go with this method."""
         found = []
         if config.regularizer is not None and config.regularizer not in cls.regularizers:
-            known = cls.regularizers or {"none at all": 0}
-            text = unknown_name(f"regularizer for {config.method}", config.regularizer, known)
+            if cls.regularizers:
+                text = unknown_name(f"regularizer for {config.method}", config.regularizer, cls.regularizers)
+            else:
+                text = f"must be left out: {config.method} has none, but got {config.regularizer!r}"
             found.append(("regularizer", text))
         if cls.owns_rank_rule and config.rank_rule not in (None, cls.rank_rule):
             own = f"{config.method} chooses ranks itself{f' ({cls.rank_rule})' if cls.rank_rule else ''}"
@@ -140,23 +142,28 @@ class Method:
     def check_budget(self) -> None:
         """Raise ConfigError, before anything is trained, where the rank rule has a budget that no ranks can meet."""
         if "budget" in RULE_SETTINGS.get(self.config.rank_rule or "", ()):
-            shapes = self.dense_copy().to("meta")
-            if not svd_layers(shapes):
-                factorize(shapes, self.config.decomposition, self.network.sample_shape, self.network.factorization)
+            shapes = self.decomposed_copy("meta")
             rank_problem(shapes, stored_spectra(shapes), self.network.sample_shape).allowance(self.config)
 
     def finish(self, validation_loss: ValidationLoss | None = None) -> PrunedModel:
         """Return the low-rank network that the trained one is cut to; the trained one stays as it is."""
         if self.form.layers is not None:
             return PrunedModel(copy.deepcopy(self.model), list(self.form.layers))
-        model = self.dense_copy()
-        shape = self.network.sample_shape
-        factorize(model, self.config.decomposition, shape, self.network.factorization)
-        return self.cut(model, validation_loss)
+        return self.cut(self.decomposed_copy(), validation_loss)
 
     def dense_copy(self) -> nn.Module:
         """Return the trained network as a dense one."""
         return copy.deepcopy(self.model)
+
+    def decomposed_copy(self, device: str | None = None) -> nn.Module:
+        """Return the trained network with its layers decomposed, by exact SVDs where they were not; on `device`, if given.
+
+        On "meta" nothing is computed: shapes alone.
+        """
+        model = self.dense_copy().to(device)
+        if not svd_layers(model):
+            factorize(model, self.config.decomposition, self.network.sample_shape, self.network.factorization)
+        return model
 
     def cut(self, model: nn.Module, validation_loss: ValidationLoss | None) -> PrunedModel:
         """Return the decomposed `model`, whose factors are exact SVDs, cut by the method's rank rule."""

@@ -1,6 +1,5 @@
 """Cuttlefish (Wang et al., MLSys 2023, arXiv 2305.02538): full-rank warm-up, then the factors."""
 
-import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -8,7 +7,6 @@ from trainers.deploy import DeployedLayer, deploy, stored_spectra
 from trainers.form import ModelForm
 from trainers.methods.base import Method
 from trainers.rank_rules import scaled_stable_rank
-from trainers.surgery import factorize
 
 
 class Cuttlefish(Method):
@@ -34,7 +32,7 @@ class Cuttlefish(Method):
         """Cut if the stable ranks have settled."""
         if self.form.layers is not None:
             return
-        decomposed = self._decomposed()
+        decomposed = self.decomposed_copy()
         spectra = stored_spectra(decomposed)
         shares = [scaled_stable_rank(s, (u.shape[0], vt.shape[1])) / len(s) for u, s, vt in spectra.values()]
         mean = sum(shares) / len(shares)
@@ -53,12 +51,7 @@ class Cuttlefish(Method):
         """Bring the network into the form that it had."""
         if state["layers"] is not None:
             layers = [DeployedLayer(**layer) for layer in state["layers"]]
-            model = self._decomposed()
+            model = self.decomposed_copy()
             form = ModelForm(self.config.decomposition, self.network.factorization, layers=tuple(layers))
             self.attach(deploy(model, layers, stored_spectra(model)), form)
         self._last = state["last"]
-
-    def _decomposed(self) -> Any:
-        model = copy.deepcopy(self.model)
-        factorize(model, self.config.decomposition, self.network.sample_shape, self.network.factorization)
-        return model

@@ -1,6 +1,5 @@
 """Learning-compression with rank learning (Idelbayev and Carreira-Perpinan, CVPR 2020)."""
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -9,8 +8,7 @@ from torch import Tensor
 from trainers.deploy import PrunedModel, prune_to_ranks, rank_problem, stored_spectra
 from trainers.factorization import finite_svd, from_matrix, to_matrix
 from trainers.methods.base import Method, ValidationLoss
-from trainers.rank_rules import LayerSpectrum, RankProblem, Ranks
-from trainers.surgery import factorize
+from trainers.rank_rules import LayerSpectrum, RankProblem, Ranks, Unit
 
 
 class LC(Method):
@@ -29,11 +27,9 @@ class LC(Method):
 
     def bind(self) -> None:
         """Find the weights, and what each rank of theirs costs."""
-        shape, factorization = self.network.sample_shape, self.network.factorization
         self._layers = self.dense_layers()
-        shapes = copy.deepcopy(self.model).to("meta")
-        factorize(shapes, self.config.decomposition, shape, factorization)
-        self._problem = rank_problem(shapes, stored_spectra(shapes), shape)
+        shapes = self.decomposed_copy("meta")
+        self._problem = rank_problem(shapes, stored_spectra(shapes), self.network.sample_shape)
         self._copies: list[Tensor] = []
         self._mu = self.config.mu_last  # where a training has ended
 
@@ -87,17 +83,17 @@ class LC(Method):
         ]
 
 
-def learned_ranks(problem: RankProblem, rank_cost: float, mu: float, unit: str, multiple: int) -> Ranks:
+def learned_ranks(problem: RankProblem, rank_cost: float, mu: float, unit: Unit, multiple: int) -> Ranks:
     """Return, for each layer, the candidate rank r that minimises rank_cost * C(r) + mu / 2 * sum_{i>r} s_i^2.
 
     C(r) is the layer's cost at rank r over that of the whole dense network.
     """
-    dense = problem.cost({name: layer.full_rank for name, layer in problem.layers.items()}, unit)  # type: ignore[arg-type]
+    dense = problem.dense_cost(unit)
     ranks = {}
     for name, layer in problem.layers.items():
         candidates = layer.candidates(multiple)
         squares = torch.cat((layer.s.square(), torch.zeros(1, dtype=layer.s.dtype)))
         tail = torch.flip(torch.cumsum(torch.flip(squares, (0,)), 0), (0,))  # tail[r] = sum of s_i^2 over i > r
-        price = rank_cost * layer.cost(candidates, unit).double() / dense  # type: ignore[arg-type]
+        price = rank_cost * layer.cost(candidates, unit).double() / dense
         ranks[name] = int(candidates[torch.argmin(price + mu / 2 * tail[candidates])])
     return ranks
