@@ -12,7 +12,7 @@ from trainers.atomic import atomic_file
 from trainers.errors import SweepError
 
 StageName = Literal["pretrain", "trial", "finetune", "dense"]
-State = Literal["COMPLETE", "FAIL"]
+State = Literal["COMPLETE", "PRUNED", "FAIL"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class RunRecord:
 
     `name` is unique in a sweep and names the run's folder; `source` is the run whose model it started from. `settings`
     is the search space's choice as JSON; the columns after it are the settings in force. A failed run has its last
-    epoch's metrics, where there are any, and its traceback in `error`.
+    epoch's metrics, where there are any, and its traceback in `error`; a pruned one was stopped by the scheduler after
+    `epochs` epochs. `score` is the validation accuracy after a cheap recovery, which foresees fine-tuning better than
+    `val_accuracy`, that right after the cut (see `trainers.recovery`).
     """
 
     name: str
@@ -43,6 +45,7 @@ class RunRecord:
     seed: int | None = None
     epochs: int | None = None
     val_accuracy: float | None = None
+    score: float | None = None
     val_top5_accuracy: float | None = None
     val_macro_f1: float | None = None
     val_loss: float | None = None
