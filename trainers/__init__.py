@@ -7,6 +7,7 @@ one), `loop`, `recipe` (the three stages).
 
 from trainers.attention import open_attention
 from trainers.config import (
+    CurveConfig,
     DataConfig,
     DistillationConfig,
     FactorizationConfig,
@@ -16,6 +17,7 @@ from trainers.config import (
     TrainingConfig,
 )
 from trainers.cost import Cost, measure_cost
+from trainers.curve import Cut
 from trainers.data import ImageData, load_test, load_train_validation
 from trainers.deploy import DeployedLayer, PrunedModel, prune
 from trainers.errors import CheckpointError, ConfigError, DataError, NonFiniteError, RankfrontError, TrainingError
@@ -34,6 +36,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Cost",
+    "CurveConfig",
+    "Cut",
     "DataConfig",
     "DataError",
     "DeployedLayer",

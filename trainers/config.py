@@ -184,6 +184,30 @@ class DistillationConfig(Section):
     temperature: Annotated[float, greater_than(0)] = 4.0
 
 
+@dataclass(frozen=True)
+class CurveConfig(Section):
+    """One training, a whole curve: the trained network cut at `num_points` budgets, each scored on validation rows.
+
+    The budgets run from `largest` to `smallest`, shares of the dense network, in equal factors; `num_points: 0` leaves the
+    trial with its own cut alone. Before it is scored, a cut network recovers: BatchNorm statistics are estimated again from
+    `batch_norm_batches` batches, then it is trained for `recovery_steps` batches (Adam, the stage's learning rate), see
+    `trainers.recovery`. `max_validation` rows score it.
+    """
+
+    num_points: Annotated[int, at_least(0)] = 8
+    largest: Annotated[float, in_interval(0, 1, closed="(]")] = 0.8
+    smallest: Annotated[float, in_interval(0, 1, closed="(]")] = 0.04
+    batch_norm_batches: Annotated[int, at_least(0)] = 10
+    recovery_steps: Annotated[int, at_least(0)] = 20
+    max_validation: Annotated[int, at_least(1)] = 2000
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Budgets fall."""
+        if self.smallest > self.largest:
+            return [("smallest", f"must be at most largest ({self.largest}), but got {self.smallest}")]
+        return []
+
+
 def apply_settings(
     settings: dict[str, Any], training: TrainingConfig, method: MethodConfig
 ) -> tuple[TrainingConfig, MethodConfig]:

@@ -38,18 +38,28 @@ EVALUATION_BATCH = 500
 class EpochResult:
     """One epoch: its number (from 1), its metrics, its training and evaluation time, and when it ended (Unix time).
 
-    A resumed training yields its earlier epochs' results again, unchanged, with `replayed` set.
+    `curve` holds the cuts that were scored after this epoch (`trainers.curve`). A resumed training yields its earlier
+    epochs' results again, unchanged, with `replayed` set.
     """
 
     epoch: int
     metrics: dict[str, float]
     duration_s: float
     ended_at_s: float
+    curve: list[dict[str, Any]] | None = None
     replayed: bool = False
 
     def record(self) -> dict[str, Any]:
         """The result as plain values, for a file."""
         return {key: value for key, value in asdict(self).items() if key != "replayed"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured after an epoch: metrics, and the cuts that were scored, where that was due."""
+
+    metrics: dict[str, float]
+    curve: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,15 +83,15 @@ def train(
     method: Method,
     data: ImageData,
     stage: Stage,
-    evaluate: Callable[[], dict[str, float]],
+    evaluate: Callable[[int], Evaluation],
     distillation: Distillation | None = None,
 ) -> Iterator[EpochResult]:
     """Train `method.model` on its device and yield one result per epoch; `data` must be on the same device.
 
-    Loss = cross-entropy (or what `distillation` makes of it) + the method's terms. `evaluate` is called after each epoch and
-    gives the metrics beside `train_loss` and `learning_rate`. With `stage.checkpoint`, each epoch ends with a checkpoint
-    there, and one that is there already is resumed. Raises NonFiniteError for a loss that is NaN or infinite,
-    CheckpointError for a checkpoint of another config.
+    Loss = cross-entropy (or what `distillation` makes of it) + the method's terms. `evaluate` is called after each epoch,
+    with its number, and gives the metrics beside `train_loss` and `learning_rate`. With `stage.checkpoint`, each epoch ends
+    with a checkpoint there, and one that is there already is resumed. Raises NonFiniteError for a loss that is NaN or
+    infinite, CheckpointError for a checkpoint of another config.
     """
     history, optimizer = _start(method, stage)
     for record in history:
@@ -94,8 +104,9 @@ def train(
         learning_rate = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["scale"]
         if method.model is not model:  # the method has put another network in place
             optimizer = _optimizer(method, stage)
-        metrics = {"train_loss": loss, "learning_rate": learning_rate, **evaluate()}
-        result = EpochResult(epoch + 1, metrics, time.perf_counter() - started, time.time())
+        found = evaluate(epoch + 1)
+        metrics = {"train_loss": loss, "learning_rate": learning_rate, **found.metrics}
+        result = EpochResult(epoch + 1, metrics, time.perf_counter() - started, time.time(), found.curve)
         history.append(result.record())
         if stage.checkpoint is not None:
             _save(method, optimizer, stage, history)

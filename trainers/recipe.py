@@ -10,9 +10,9 @@ Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves
 `checkpoint.pt`, and yields the recorded results again where it had already finished.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,22 @@ import torch
 from torch import nn
 
 from trainers.checkpoint import require_same_config
-from trainers.config import DistillationConfig, FactorizationConfig, MethodConfig, TrainingConfig, as_record
+from trainers.config import (
+    CurveConfig,
+    DistillationConfig,
+    FactorizationConfig,
+    MethodConfig,
+    TrainingConfig,
+    as_record,
+)
 from trainers.cost import Cost, measure_cost
+from trainers.curve import trained_curve
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel
 from trainers.distillation import Distillation
 from trainers.errors import CheckpointError
 from trainers.form import ModelForm
-from trainers.loop import EpochResult, Stage, evaluate_split, stage_seed, train
+from trainers.loop import EpochResult, Evaluation, Stage, evaluate_split, stage_seed, train
 from trainers.methods import Method, Network, make_method, pretraining, resolve
 from trainers.methods.base import ValidationLoss
 from trainers.models import ModelSpec, build_model
@@ -86,9 +94,18 @@ def pretrain(setting: Setting, config: MethodConfig, directory: Path | None = No
 
 
 def compress(
-    setting: Setting, config: MethodConfig, start_from: Path, directory: Path | None = None
+    setting: Setting,
+    config: MethodConfig,
+    start_from: Path,
+    directory: Path | None = None,
+    curve: CurveConfig | None = None,
+    curve_epochs: Collection[int] = (),
 ) -> Iterator[EpochResult]:
-    """Stage 2: `training.epochs` with the whole method, from stage 1's model file; metrics are those of the cut copy."""
+    """Stage 2: `training.epochs` with the whole method, from stage 1's model file; metrics are those of the cut copy.
+
+    With `curve`, the results of the last epoch, and of those in `curve_epochs`, hold scored cuts, and the metric `score` is
+    that of the method's own.
+    """
     saved = load_model(start_from)
 
     def start() -> Method:
@@ -102,9 +119,17 @@ def compress(
         method.check_budget()
         return method
 
-    record = {"method": as_record(resolve(config)), "start": _start_record(saved)}
-    stage = _stage("compress", setting, setting.training.epochs, directory, record)
-    yield from _run(stage, setting, directory, start, cut=True)
+    epochs = setting.training.epochs
+    due = {*curve_epochs, epochs} if curve is not None else set()
+    record: dict[str, Any] = {"method": as_record(resolve(config)), "start": _start_record(saved)}
+    if curve is not None:
+        record |= {"curve": as_record(curve), "curve_epochs": sorted(due)}
+    stage = _stage("compress", setting, epochs, directory, record)
+
+    def evaluate(method: Method, placed: Setting, epoch: int) -> Evaluation:
+        return _cut_evaluation(method, placed, curve if epoch in due else None)
+
+    yield from _run(stage, setting, directory, start, evaluate)
 
 
 def finetune(
@@ -180,11 +205,12 @@ def _run(
     setting: Setting,
     directory: Path | None,
     start: Callable[[], Method],
-    *,
-    cut: bool = False,
+    evaluate: Callable[[Method, Setting, int], Evaluation] | None = None,
     distillation: Distillation | None = None,
 ) -> Iterator[EpochResult]:
-    """Run one stage, or repeat its recorded results if its model file is there; `cut`: metrics are of the cut copy."""
+    """Run one stage, or repeat its recorded results if its model file is there; metrics are of the network as it is, or
+    what `evaluate` makes of it, the setting on its device and the epoch.
+    """
     model_file = None if directory is None else directory / MODEL_FILE
     if model_file is not None and model_file.exists():
         yield from _recorded(model_file, stage)
@@ -192,23 +218,32 @@ def _run(
     method = start()
     method.model.to(setting.device).to(memory_format=torch.channels_last)
     method.bind()
-    setting = replace(setting, data=setting.data.to(setting.device))
-
-    def evaluate() -> dict[str, float]:
-        if cut:
-            pruned = method.finish(_validation_loss(setting))
-            return {**_scores(pruned.model, setting), **_rank_metrics(pruned), **method.metrics()}
-        layers = method.form.layers
-        ranks = {} if layers is None else _rank_metrics(PrunedModel(method.model, list(layers)))
-        return {**_scores(method.model, setting, method.form), **ranks, **method.metrics()}
-
+    placed = replace(setting, data=setting.data.to(setting.device))
+    measure = partial(evaluate or _evaluation, method, placed)
     history = []
-    for result in train(method, setting.data, stage, evaluate, distillation):
+    for result in train(method, placed.data, stage, measure, distillation):
         history.append(result.record())
         yield result
     if model_file is not None:
         save_model(SavedModel(method.model, setting.spec, method.form, stage.config, history), model_file)
         (model_file.parent / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def _evaluation(method: Method, setting: Setting, epoch: int) -> Evaluation:
+    layers = method.form.layers
+    ranks = {} if layers is None else _rank_metrics(PrunedModel(method.model, list(layers)))
+    return Evaluation({**_scores(method.model, setting, method.form), **ranks, **method.metrics()})
+
+
+def _cut_evaluation(method: Method, setting: Setting, curve: CurveConfig | None) -> Evaluation:
+    """Metrics of the network cut by the method, and with `curve` its cuts at other budgets, from the same SVDs."""
+    decomposed = method.decomposed() if method.ranks_at_cut and method.form.layers is None else None
+    pruned = method.finish(_validation_loss(setting), decomposed)
+    metrics = {**_scores(pruned.model, setting), **_rank_metrics(pruned), **method.metrics()}
+    if curve is None:
+        return Evaluation(metrics)
+    cuts = trained_curve(method, pruned, decomposed, setting.data, setting.training, curve)
+    return Evaluation({**metrics, "score": cuts[0].score}, [cut.record() for cut in cuts])
 
 
 def _recorded(model_file: Path, stage: Stage) -> Iterator[EpochResult]:

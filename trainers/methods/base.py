@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trainers.config import FactorizationConfig, MethodConfig, as_record
-from trainers.deploy import PrunedModel, prune, rank_problem, stored_spectra
+from trainers.deploy import PrunedModel, Spectra, prune, rank_problem, stored_spectra
 from trainers.errors import ConfigError
 from trainers.form import ModelForm, convert
 from trainers.layers import svd_layers
@@ -38,6 +38,7 @@ class Method:
     `regularizers` are the penalties that it can use, each with its default strength; `default_regularizer` is one of them
     or None. `rank_rule` chooses the ranks; where `owns_rank_rule` is set it is part of the method and cannot be changed.
     `settings` are the fields of MethodConfig that it reads beside `decomposition`, the regularizer's and the rank rule's.
+    `ranks_at_cut`: one training can be cut anywhere by the rule's number; not so where ranks are learned.
     """
 
     regularizers: ClassVar[dict[str, float]] = {}
@@ -45,6 +46,7 @@ class Method:
     rank_rule: ClassVar[str | None] = "energy"
     owns_rank_rule: ClassVar[bool] = False
     settings: ClassVar[tuple[str, ...]] = ()
+    ranks_at_cut: ClassVar[bool] = True
 
     model: nn.Module
     form: ModelForm
@@ -145,11 +147,21 @@ class Method:
             shapes = self.decomposed_copy("meta")
             rank_problem(shapes, stored_spectra(shapes), self.network.sample_shape).allowance(self.config)
 
-    def finish(self, validation_loss: ValidationLoss | None = None) -> PrunedModel:
-        """Return the low-rank network that the trained one is cut to; the trained one stays as it is."""
+    def finish(
+        self, validation_loss: ValidationLoss | None = None, decomposed: tuple[nn.Module, Spectra] | None = None
+    ) -> PrunedModel:
+        """Return the low-rank network that the trained one is cut to; the trained one stays as it is.
+
+        `decomposed` is what `decomposed()` returned, where that is known.
+        """
         if self.form.layers is not None:
             return PrunedModel(copy.deepcopy(self.model), list(self.form.layers))
-        return self.cut(self.decomposed_copy(), validation_loss)
+        return self.cut(*(decomposed or self.decomposed()), validation_loss)
+
+    def decomposed(self) -> tuple[nn.Module, Spectra]:
+        """Return the trained network in decomposed form and the exact SVD of each of its layers."""
+        model = self.decomposed_copy()
+        return model, stored_spectra(model)
 
     def dense_copy(self) -> nn.Module:
         """Return the trained network as a dense one."""
@@ -165,9 +177,9 @@ class Method:
             factorize(model, self.config.decomposition, self.network.sample_shape, self.network.factorization)
         return model
 
-    def cut(self, model: nn.Module, validation_loss: ValidationLoss | None) -> PrunedModel:
-        """Return the decomposed `model`, whose factors are exact SVDs, cut by the method's rank rule."""
-        return prune(model, self.config, self.network.sample_shape, stored_spectra(model), validation_loss)
+    def cut(self, model: nn.Module, spectra: Spectra, validation_loss: ValidationLoss | None) -> PrunedModel:
+        """Return the decomposed `model` cut by the method's rank rule."""
+        return prune(model, self.config, self.network.sample_shape, spectra, validation_loss)
 
     def deployed_form(self, pruned: PrunedModel) -> ModelForm:
         """Return the form of what `finish` returns."""

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from trainers.deploy import DeployedLayer, deploy, stored_spectra
+from trainers.deploy import DeployedLayer, deploy
 from trainers.form import ModelForm
 from trainers.methods.base import Method
 from trainers.rank_rules import scaled_stable_rank
@@ -32,14 +32,13 @@ class Cuttlefish(Method):
         """Cut if the stable ranks have settled."""
         if self.form.layers is not None:
             return
-        decomposed = self.decomposed_copy()
-        spectra = stored_spectra(decomposed)
+        decomposed, spectra = self.decomposed()
         shares = [scaled_stable_rank(s, (u.shape[0], vt.shape[1])) / len(s) for u, s, vt in spectra.values()]
         mean = sum(shares) / len(shares)
         settled = self._last is not None and abs(mean - self._last) <= self.config.plateau_tolerance
         self._last = mean
         if settled:
-            pruned = self.cut(decomposed, None)
+            pruned = self.cut(decomposed, spectra, None)
             self.attach(pruned.model, self.deployed_form(pruned))
 
     def state(self) -> dict[str, Any]:
@@ -51,7 +50,7 @@ class Cuttlefish(Method):
         """Bring the network into the form that it had."""
         if state["layers"] is not None:
             layers = [DeployedLayer(**layer) for layer in state["layers"]]
-            model = self.decomposed_copy()
+            model, spectra = self.decomposed()
             form = ModelForm(self.config.decomposition, self.network.factorization, layers=tuple(layers))
-            self.attach(deploy(model, layers, stored_spectra(model)), form)
+            self.attach(deploy(model, layers, spectra), form)
         self._last = state["last"]

@@ -2,7 +2,9 @@
 
 import copy
 
-from trainers.deploy import PrunedModel
+from torch import nn
+
+from trainers.deploy import PrunedModel, Spectra
 from trainers.form import ModelForm
 from trainers.methods.base import Method, ValidationLoss
 
@@ -12,8 +14,11 @@ class Dense(Method):
 
     rank_rule = None
     owns_rank_rule = True
+    ranks_at_cut = False
 
-    def finish(self, validation_loss: ValidationLoss | None = None) -> PrunedModel:
+    def finish(
+        self, validation_loss: ValidationLoss | None = None, decomposed: tuple[nn.Module, Spectra] | None = None
+    ) -> PrunedModel:
         """Return a copy of the network."""
         return PrunedModel(copy.deepcopy(self.model), [])
 

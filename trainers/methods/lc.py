@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainers.deploy import PrunedModel, prune_to_ranks, rank_problem, stored_spectra
+from trainers.deploy import PrunedModel, Spectra, prune_to_ranks, rank_problem, stored_spectra
 from trainers.factorization import finite_svd, from_matrix, to_matrix
 from trainers.methods.base import Method, ValidationLoss
 from trainers.rank_rules import LayerSpectrum, RankProblem, Ranks, Unit
@@ -23,6 +23,7 @@ class LC(Method):
 
     rank_rule = None
     owns_rank_rule = True
+    ranks_at_cut = False
     settings = ("compression_period", "rank_cost", "budget_unit", "mu_first", "mu_last")
 
     def bind(self) -> None:
@@ -53,9 +54,8 @@ class LC(Method):
         pairs = zip(self._layers.values(), self._copies, strict=True)
         return self._mu / 2 * torch.stack([(layer.weight - near).square().sum() for layer, near in pairs]).sum()  # type: ignore[operator]
 
-    def cut(self, model: torch.nn.Module, validation_loss: ValidationLoss | None) -> PrunedModel:
+    def cut(self, model: torch.nn.Module, spectra: Spectra, validation_loss: ValidationLoss | None) -> PrunedModel:
         """Cut at the ranks of a last C step."""
-        spectra = stored_spectra(model)
         problem = rank_problem(model, spectra, self.network.sample_shape)
         ranks = learned_ranks(
             problem, self.config.rank_cost, self._mu, self.config.budget_unit, self.config.rank_multiple

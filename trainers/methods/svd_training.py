@@ -5,10 +5,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from trainers.config import MethodConfig
-from trainers.deploy import PrunedModel, prune
+from trainers.deploy import Spectra, exact_spectra
 from trainers.form import ModelForm
 from trainers.layers import svd_layers
-from trainers.methods.base import Method, ValidationLoss
+from trainers.methods.base import Method
 from trainers.regularizers import SPARSITY, OrthogonalityPenalty, by_shape, retract, sparsity_of
 
 
@@ -74,9 +74,9 @@ class SVDTraining(Method):
         if period is not None and step % period == 0:
             retract(self._layers)
 
-    def finish(self, validation_loss: ValidationLoss | None = None) -> PrunedModel:
-        """Cut by the exact SVDs of the trained layers."""
-        return prune(self.model, self.config, self.network.sample_shape, None, validation_loss)
+    def decomposed(self) -> tuple[nn.Module, Spectra]:
+        """The network as it is trained; its U and V are only nearly orthonormal, so that each SVD is taken anew."""
+        return self.model, exact_spectra(self.model)
 
     def metrics(self) -> dict[str, float]:
         """How far U and V are from orthonormal: see `OrthogonalityPenalty.error`."""

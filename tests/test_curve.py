@@ -1,0 +1,160 @@
+"""One training, a whole curve; and the recovery that comes before a cut is scored."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from small_networks import attached
+from torch import nn
+
+from trainers.batches import training_batches
+from trainers.config import CurveConfig, MethodConfig, ModelConfig, TrainingConfig
+from trainers.curve import budgets, ladder
+from trainers.loop import evaluate_split, stage_seed
+from trainers.methods import METHODS, make_method
+from trainers.models import ModelSpec, build_model
+from trainers.recipe import Setting, compress, finetune, pretrain
+from trainers.recovery import estimate_batch_norm, train_briefly
+from trainers.saved_model import load_model
+
+CURVE = CurveConfig(num_points=5, largest=0.8, smallest=0.1, recovery_steps=4, max_validation=150)
+
+
+def setting_of(digits, **training):
+    settings = {"batch_size": 64, "pretrain_epochs": 2, "epochs": 2, "learning_rate": 2e-3}
+    spec = ModelSpec(ModelConfig("tiny"), digits.sample_shape, digits.num_classes)
+    return Setting(spec, digits, TrainingConfig(**{**settings, **training}))
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """Stage 2 of SVD training with a curve: its setting, its folder and its results."""
+    torch.set_num_threads(1)  # sums depend on it
+    folder = tmp_path_factory.mktemp("curve")
+    setting, config = setting_of(digits), MethodConfig(regularizer="l1", strength=0.01, energy=0.2)
+    list(pretrain(setting, config, folder / "1"))
+    results = list(compress(setting, config, folder / "1/model.pt", folder / "2", CURVE, curve_epochs=(1,)))
+    return setting, config, folder, results
+
+
+def test_a_curve_has_the_trials_own_cut_first_and_one_for_each_other_budget(trained):
+    setting, _, _, results = trained
+    for result in results:
+        own, *others = result.curve
+        assert own["settings"] == {}
+        assert own["macs"] == result.metrics["macs"]
+        assert own["score"] == result.metrics["score"]
+        shares = [cut["macs"] / setting.dense_cost.macs for cut in others]
+        assert shares == sorted(shares, reverse=True)
+        assert all(share <= budget for share, budget in zip(shares, budgets(CURVE), strict=False))
+        assert len({cut["macs"] for cut in others}) == len(others) >= 4
+
+
+def test_a_cut_is_what_the_final_stage_makes_of_its_settings(trained):
+    """Each point can be rebuilt from the trial's model file and its settings: same cost, same accuracy after the cut."""
+    setting, config, folder, results = trained
+    rows = replace(setting.data, validation_rows=setting.data.validation_rows[:150])
+    saved = load_model(folder / "2/model.pt")
+    for cut in results[-1].curve:
+        method = make_method(replace(config, **cut["settings"]), setting.network)
+        method.attach(saved.model, saved.form)
+        pruned = method.finish()
+        assert evaluate_split(pruned.model, rows)["accuracy"] == cut["accuracy"]
+        (tuned,) = finetune(setting, replace(config, **cut["settings"]), 1, folder / "2/model.pt")
+        assert tuned.metrics["macs"] == cut["macs"]
+        assert tuned.metrics["params"] == cut["params"]
+
+
+def test_the_trained_network_is_not_touched_by_its_curve(trained):
+    setting, config, folder, results = trained
+    plain = list(compress(setting, config, folder / "1/model.pt", folder / "plain"))
+    assert plain[-1].curve is None
+    for key, value in plain[-1].metrics.items():
+        assert results[-1].metrics[key] == value
+    first, second = (load_model(folder / name / "model.pt").model.state_dict() for name in ("2", "plain"))
+    for key, value in first.items():
+        assert torch.equal(value, second[key])
+
+
+def test_a_resumed_training_yields_its_curves_again(trained):
+    setting, config, folder, results = trained
+    running = compress(setting, config, folder / "1/model.pt", folder / "resumed", CURVE, curve_epochs=(1,))
+    next(running)
+    running.close()
+    again = list(compress(setting, config, folder / "1/model.pt", folder / "resumed", CURVE, curve_epochs=(1,)))
+    assert [result.curve for result in again] == [result.curve for result in results]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_curve_or_its_own_cut_alone(name, digits, tmp_path):
+    setting, config = setting_of(digits, epochs=1), MethodConfig(method=name)
+    list(pretrain(setting, config, tmp_path / "1"))
+    curve = replace(CURVE, recovery_steps=0)
+    (result,) = compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2", curve)
+    assert all(math.isfinite(cut["score"]) for cut in result.curve)
+    if METHODS[name].ranks_at_cut:
+        assert min(cut["macs"] for cut in result.curve) <= 0.2 * setting.dense_cost.macs
+    else:
+        assert [cut["settings"] for cut in result.curve] == [{}]
+
+
+@pytest.mark.parametrize("rule", ["energy", "relative_threshold", "entropy", "equal_error", "knapsack", "greedy"])
+def test_the_ladder_names_the_rules_own_setting(rule):
+    method = attached(MethodConfig(rank_rule=rule))
+    steps = list(ladder(method, *method.decomposed(), CurveConfig(num_points=4, largest=0.9, smallest=0.3)))
+    if rule == "greedy":
+        assert steps == []
+        return
+    key = {"relative_threshold": "threshold", "equal_error": "budget", "knapsack": "budget"}.get(rule, rule)
+    for settings, ranks in steps:
+        again = make_method(replace(method.config, **settings), method.network)
+        again.attach(method.model, method.form)
+        deployed = again.finish().ranks
+        assert settings.keys() == {key}
+        assert deployed == {name: ranks[name] for name in deployed}
+
+
+def test_budgets_fall_in_equal_factors():
+    assert budgets(CurveConfig(num_points=3, largest=0.8, smallest=0.2)) == pytest.approx([0.8, 0.4, 0.2])
+    assert budgets(CurveConfig(num_points=1, largest=0.5)) == [0.5]
+    assert budgets(CurveConfig(num_points=0)) == []
+
+
+def test_batch_norm_statistics_are_the_mean_over_the_batches(digits):
+    """Against the formula: means of batch means and of unbiased batch variances of the first layer's output."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(10))
+    training = TrainingConfig(batch_size=32, seed=3)
+    model(torch.zeros(1, *digits.sample_shape))
+    model[1].momentum = 0.3
+    model.eval()
+    before = copy.deepcopy(model[0].state_dict())
+    estimate_batch_norm(model, digits, training, 3)
+    generator = torch.Generator().manual_seed(stage_seed(3, "batch norm"))
+    batches = [images for images, _ in training_batches(digits, 32, "none", generator, torch.float32)][:3]
+    outputs = [model[0](images).detach() for images in batches]
+    means = torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0)
+    variances = torch.stack([y.transpose(0, 1).flatten(1).var(1) for y in outputs]).mean(0)
+    torch.testing.assert_close(model[1].running_mean, means)
+    torch.testing.assert_close(model[1].running_var, variances)
+    assert not model.training
+    assert model[1].momentum == 0.3
+    for key, value in before.items():
+        assert torch.equal(model[0].state_dict()[key], value)
+
+
+def test_recovery_trains_the_same_batches_for_every_network(digits):
+    torch.manual_seed(5)
+    spec = ModelSpec(ModelConfig("tiny"), digits.sample_shape, digits.num_classes)
+    model = build_model(spec)
+    twin = copy.deepcopy(model)
+    training = TrainingConfig(batch_size=512, learning_rate=1e-2)  # fewer batches an epoch than steps
+    loss = lambda: evaluate_split(model, digits)["loss"]  # noqa: E731
+    before = loss()
+    train_briefly(model, digits, training, 5)
+    assert loss() < before
+    torch.rand(7)  # another state of the global generator
+    train_briefly(twin, digits, training, 5)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,108 @@
+"""One training, a whole curve: the trained network cut at a ladder of budgets, and each cut scored.
+
+The exact SVD is taken once; a cut costs an evaluation and a short recovery, where another training would cost epochs.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainers.budgets import within_budget
+from trainers.config import CurveConfig, RankConfig, TrainingConfig
+from trainers.cost import measure_cost
+from trainers.data import ImageData
+from trainers.deploy import PrunedModel, Spectra, prune_to_ranks, rank_problem
+from trainers.errors import ConfigError
+from trainers.loop import evaluate_split
+from trainers.methods import Method
+from trainers.rank_rules import RULE_SETTINGS, choose_ranks
+from trainers.recovery import recover
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut of a trained network. `settings` are those of the rank rule that differ from the method's own: none for its
+    own cut. `accuracy` is right after the cut, `score` after the recovery; MACs are of one sample.
+    """
+
+    settings: dict[str, float]
+    macs: int
+    params: int
+    accuracy: float
+    score: float
+
+    def record(self) -> dict[str, Any]:
+        """The cut as plain values, for a file."""
+        return asdict(self)
+
+
+def trained_curve(
+    method: Method,
+    own: PrunedModel,
+    decomposed: tuple[nn.Module, Spectra] | None,
+    data: ImageData,
+    training: TrainingConfig,
+    config: CurveConfig,
+) -> list[Cut]:
+    """Score the method's `own` cut, the first of the list, and one at each budget at which its rule gives other ranks.
+
+    `decomposed` is what `method.decomposed()` returned, or None where ranks were decided during training; `data` is on the
+    network's device.
+    """
+    rows = replace(data, validation_rows=data.validation_rows[: config.max_validation])
+    shape = method.network.sample_shape
+    cuts = [_score({}, copy.deepcopy(own.model), rows, training, config)]
+    if decomposed is None:
+        return cuts
+    model, spectra = decomposed
+    seen = {tuple(own.ranks.items())}
+    for settings, ranks in ladder(method, model, spectra, config):
+        pruned = prune_to_ranks(model, ranks, shape, spectra)
+        if (key := tuple(pruned.ranks.items())) not in seen:
+            seen.add(key)
+            cuts.append(_score(settings, pruned.model, rows, training, config))
+    return cuts
+
+
+def ladder(
+    method: Method, model: nn.Module, spectra: Spectra, config: CurveConfig
+) -> Iterator[tuple[dict[str, float], dict[str, int]]]:
+    """Yield the rank rule's settings and its ranks at each of the curve's budgets that it can meet.
+
+    `greedy` measures every step on validation data, which would cost more than a training: it has no ladder.
+    """
+    own: RankConfig = method.config
+    if own.rank_rule == "greedy":
+        return
+    problem = rank_problem(model, spectra, method.network.sample_shape)
+    key = RULE_SETTINGS[own.rank_rule or "energy"][0]
+    for budget in budgets(config):
+        rule = within_budget(problem, own, budget, own.budget_unit)
+        try:
+            ranks = choose_ranks(problem, rule)
+        except ConfigError:  # below the cost of rank 1 everywhere
+            return
+        yield {key: getattr(rule, key)}, ranks
+
+
+def budgets(config: CurveConfig) -> list[float]:
+    """Return the shares of the dense network at which a training is cut, from the largest, in equal factors."""
+    if config.num_points < 2:
+        return [config.largest] * config.num_points
+    factor = (config.smallest / config.largest) ** (1 / (config.num_points - 1))
+    return [config.largest * factor**i for i in range(config.num_points)]
+
+
+def _score(
+    settings: dict[str, float], model: nn.Module, data: ImageData, training: TrainingConfig, config: CurveConfig
+) -> Cut:
+    cost = measure_cost(model, data.sample_shape)
+    model = model.to(memory_format=torch.channels_last)
+    accuracy = evaluate_split(model, data, training.dtype)["accuracy"]
+    recover(model, data, training, config)
+    score = evaluate_split(model, data, training.dtype)["accuracy"]
+    return Cut(settings, cost.macs, cost.params, accuracy, score)
