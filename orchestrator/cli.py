@@ -84,8 +84,8 @@ def front(directory: _Dir, as_json: Annotated[bool, typer.Option("--json", help=
     from orchestrator.records import read_records
 
     paths = SweepPaths(directory)
-    records = read_records(paths.results)
-    found = sweep_front(records, load_config(paths.config).finetune.num_models)
+    records, config = read_records(paths.results), load_config(paths.config)
+    found = sweep_front(records, config.finetune.num_models, config.search.constraints)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:

@@ -5,10 +5,10 @@ that stand beside each field check values.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from orchestrator.yaml_source import YamlSource, parse_override
 from search_spaces import find_search_space
 from trainers.config import (
+    CurveConfig,
     DataConfig,
     DistillationConfig,
     FactorizationConfig,
@@ -25,7 +26,7 @@ from trainers.config import (
     as_record,
 )
 from trainers.errors import ConfigError
-from trainers.rules import Rule, Section, at_least, greater_than, in_interval, unknown_name
+from trainers.rules import Rule, Section, at_least, greater_than, in_interval, one_of, unknown_name
 
 
 def _search_space_problem(name: str) -> str | None:
@@ -42,13 +43,43 @@ def _name_problem(name: str) -> str | None:
     return f"must consist of letters, digits, '-', '_' and '.' (it names a folder), but got {name!r}"
 
 
+def _sampler_names() -> Collection[str]:
+    from orchestrator.samplers import SAMPLERS
+
+    return SAMPLERS.keys()
+
+
+@dataclass(frozen=True)
+class ConstraintsConfig(Section):
+    """What a network must keep to; None: no limit. Ratios are to the dense network.
+
+    `min_accuracy` is on the accuracy that the search maximises: the score where a run has one, else `val_accuracy`.
+    """
+
+    max_macs_ratio: Annotated[float | None, greater_than(0)] = None
+    max_params_ratio: Annotated[float | None, greater_than(0)] = None
+    min_accuracy: Annotated[float | None, in_interval(0, 1, closed="[]")] = None
+
+
 @dataclass(frozen=True)
 class SearchConfig(Section):
-    """How many trials, how many at once, and the seed of Optuna's sampler."""
+    """How many trials, how many at once, and where their settings come from.
+
+    `sampler` is a name of `orchestrator.samplers.SAMPLERS`, `seed` is its seed. `ask_batch` proposals are asked for
+    together: a wide cluster then waits once for all of them. `first_points` are tried first, each a mapping of the search
+    space's parameters to values; the sampler fills in what is missing. `warm_start`, the output directory of an earlier
+    sweep, gives the sampler that sweep's results, where they fit the search space. The sampler prefers what keeps to
+    `constraints`.
+    """
 
     num_trials: Annotated[int, at_least(1)] = 64
     max_concurrent: Annotated[int, at_least(1)] = 2
     seed: Annotated[int, in_interval(0, 2**32)] = 0
+    sampler: Annotated[str, one_of("sampler", _sampler_names)] = "tpe"
+    ask_batch: Annotated[int, at_least(1)] = 1
+    first_points: tuple[dict[str, Any], ...] = ()
+    warm_start: str | None = None
+    constraints: ConstraintsConfig = field(default_factory=ConstraintsConfig)
 
 
 @dataclass(frozen=True)
@@ -62,6 +93,39 @@ class FinetuneConfig(Section):
     epochs: Annotated[int, at_least(1)] = 20
     learning_rate: Annotated[float | None, greater_than(0)] = None
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig(Section):
+    """Early stopping of trials: `pareto_asha` (see `pareto_asha.ParetoASHA`), or `none`.
+
+    Trials are judged by their curves after `grace_period` epochs and each `reduction_factor` times as many; at each rung
+    the best 1 / `reduction_factor` go on, and all that are on its front. A share of `exempt_share` is never
+    stopped, and nobody is while fewer than `min_trials` have reached the rung.
+    """
+
+    name: Literal["pareto_asha", "none"] = "pareto_asha"
+    grace_period: Annotated[int, at_least(1)] = 1
+    reduction_factor: Annotated[float, greater_than(1)] = 3.0
+    exempt_share: Annotated[float, in_interval(0, 1, closed="[]")] = 0.1
+    min_trials: Annotated[int, at_least(1)] = 4
+
+
+@dataclass(frozen=True)
+class StopConfig(Section):
+    """When the search ends before `num_trials`: whichever is met first; running trials end as usual. null: no limit.
+
+    `hours` of wall time since the start, or `core_hours` of all trials' training; after `plateau_trials` trials in a row
+    that raised the hypervolume by less than `plateau_tolerance` of itself in all; as soon as some network has
+    `target_accuracy` with at most `target_macs_ratio` of the MACs.
+    """
+
+    hours: Annotated[float | None, greater_than(0)] = None
+    core_hours: Annotated[float | None, greater_than(0)] = None
+    plateau_trials: Annotated[int | None, at_least(1)] = None
+    plateau_tolerance: Annotated[float, at_least(0)] = 1e-3
+    target_accuracy: Annotated[float | None, in_interval(0, 1, closed="(]")] = None
+    target_macs_ratio: Annotated[float, in_interval(0, 1, closed="(]")] = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +153,9 @@ class SweepConfig(Section):
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    curve: CurveConfig = field(default_factory=CurveConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 

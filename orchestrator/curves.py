@@ -1,7 +1,15 @@
-"""The curve of a trial: one training evaluated at many pruning thresholds, each point a candidate of the final stage."""
+"""The curve of a trial: one training evaluated at many pruning thresholds, each point a candidate of the final stage.
 
-from dataclasses import dataclass
+`results.parquet` holds a trial's curves, one for each rung it reached and one for its end, as JSON in the column `curve`:
+a list of {"epoch", "settings", "macs", "params", "accuracy", "score"}, as `trainers.curve.Cut` names them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from orchestrator.records import RunRecord
 
 
 @dataclass(frozen=True)
@@ -21,3 +29,82 @@ class CurvePoint:
     params_ratio: float
     val_accuracy: float
     score: float
+
+
+def final_curve(record: RunRecord) -> list[CurvePoint]:
+    """Return the curve at the end of a complete trial, its own cut first; empty for a run that has none."""
+    if record.curve is None or record.state != "COMPLETE" or not record.macs or not record.params:
+        return []
+    assert record.macs_ratio is not None
+    assert record.params_ratio is not None
+    dense_macs, dense_params = record.macs / record.macs_ratio, record.params / record.params_ratio
+    return [
+        CurvePoint(
+            record.name,
+            cut["settings"],
+            cut["macs"],
+            cut["macs"] / dense_macs,
+            cut["params"],
+            cut["params"] / dense_params,
+            cut["accuracy"],
+            cut["score"],
+        )
+        for cut in json.loads(record.curve)
+        if cut["epoch"] == record.epochs
+    ]
+
+
+def candidates(trials: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return all that the final stage can choose from: each complete trial, and a row for each other cut of its network.
+
+    Such a row has the trial's settings with those of the cut, its costs and scores, and the trial as its `source`; it is
+    named after the trial and the cut's place on the curve, `trial-0003-cut-2`.
+    """
+    found = []
+    for trial in trials:
+        if trial.state == "COMPLETE":
+            found.append(trial)
+            found += [_candidate(trial, place, point) for place, point in enumerate(final_curve(trial)) if place > 0]
+    return found
+
+
+def _candidate(trial: RunRecord, place: int, point: CurvePoint) -> RunRecord:
+    settings = {**json.loads(trial.settings or "{}"), **point.settings}
+    columns = {key: value for key, value in point.settings.items() if key in RunRecord.__dataclass_fields__}
+    return replace(
+        trial,
+        name=f"{trial.name}-cut-{place}",
+        source=trial.name,
+        settings=json.dumps(settings),
+        macs=point.macs,
+        macs_ratio=point.macs_ratio,
+        params=point.params,
+        params_ratio=point.params_ratio,
+        val_accuracy=point.val_accuracy,
+        score=point.score,
+        **columns,
+        # measured for the trial's own cut alone
+        val_top5_accuracy=None,
+        val_macro_f1=None,
+        val_loss=None,
+        rank_ratio=None,
+        layers=None,
+        ranks=None,
+        curve=None,
+    )
+
+
+def trial_of(candidate: RunRecord) -> str:
+    """Return the name of the trial whose network a candidate is a cut of."""
+    return candidate.name.partition("-cut-")[0]
+
+
+def curve_table(curve: str) -> dict[str, Any]:
+    """Return a trial's curves as MLflow shows tables: {"columns", "data"}."""
+    cuts = json.loads(curve)
+    columns = ["epoch", "settings", "macs", "params", "accuracy", "score"]
+    return {"columns": columns, "data": [[_cell(cut[column]) for column in columns] for cut in cuts]}
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict) else value

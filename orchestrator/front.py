@@ -8,18 +8,25 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.config import ConstraintsConfig
+from orchestrator.curves import candidates
 from orchestrator.finalists import pick_finalists
-from orchestrator.objectives import front_hypervolume, front_of
+from orchestrator.jobs import finetune_name
+from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.records import RunRecord
 
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One model. Accuracies and ratios are fractions of 1, ratios to the dense network; MACs are of one sample."""
+    """One model. Accuracies and ratios are fractions of 1, ratios to the dense network; MACs are of one sample.
+
+    `score`: of a network that was cut, the validation accuracy after a cheap recovery.
+    """
 
     name: str
     run_id: str
     val_accuracy: float
+    score: float | None
     test_accuracy: float | None
     macs: int
     macs_ratio: float
@@ -29,7 +36,7 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class SweepFront:
-    """`front`: the search's non-dominated trials, before fine-tuning. `finalists`: those that were fine-tuned.
+    """`front`: the search's non-dominated cuts, before fine-tuning. `finalists`: those that were fine-tuned.
 
     Both run from the fewest MACs to the most; `dense` is None until the baseline has ended.
     """
@@ -49,26 +56,25 @@ class SweepFront:
         }
 
 
-def sweep_front(records: list[RunRecord], num_models: int) -> SweepFront:
+def sweep_front(records: list[RunRecord], num_models: int, constraints: ConstraintsConfig | None = None) -> SweepFront:
     """Return the front of a sweep's table.
 
     Finalists are those picked from its trials as they are now: a sweep that was extended has fine-tuned others before.
     """
-    by_name = {record.name: record for record in records}
     trials = [record for record in records if record.stage == "trial"]
-    picks = {record.name for record in pick_finalists(trials, num_models)}
+    picks = {finetune_name(record): record for record in pick_finalists(trials, num_models, constraints)}
     finalists = [
         record
         for record in records
-        if record.stage == "finetune" and record.state == "COMPLETE" and record.source in picks
+        if record.stage == "finetune" and record.state == "COMPLETE" and record.name in picks
     ]
     dense = [record for record in records if record.stage == "dense" and record.state == "COMPLETE"]
     return SweepFront(
         _point(dense[0]) if dense else None,
-        [_point(record) for record in front_of(trials)],
+        [_point(record) for record in front_of(candidates(trials))],
         [_point(record) for record in sorted(finalists, key=lambda record: record.macs or 0)],
-        {record.name: by_name[record.source] for record in finalists if record.source in by_name},
-        front_hypervolume(trials),
+        {record.name: picks[record.name] for record in finalists},
+        front_hypervolume(candidates(trials)),
     )
 
 
@@ -83,7 +89,7 @@ def front_tables(front: SweepFront) -> RenderableType:
 def _search_table(front: SweepFront) -> Table:
     table = _table(f"Front before fine-tuning (hypervolume {front.hypervolume:.4f})")
     for point in front.front:
-        table.add_row(point.name, *_costs(point), _percent(point.val_accuracy))
+        table.add_row(point.name, *_costs(point), _percent(point.val_accuracy if point.score is None else point.score))
     return table
 
 
@@ -99,7 +105,7 @@ def _finalist_table(front: SweepFront) -> Table:
             point.name,
             *_costs(point),
             _percent(point.val_accuracy),
-            _percent(before.val_accuracy if before else None),
+            _percent(accuracy_of(before) if before else None),
             _percent(point.test_accuracy),
             _difference(point.test_accuracy, dense_test),
         )
@@ -153,7 +159,7 @@ def _point(record: RunRecord) -> FrontPoint:
     costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
     assert record.val_accuracy is not None, record.name
     assert None not in costs, record.name
-    return FrontPoint(record.name, record.run_id, record.val_accuracy, record.test_accuracy, *costs)  # type: ignore[arg-type]
+    return FrontPoint(record.name, record.run_id, record.val_accuracy, record.score, record.test_accuracy, *costs)  # type: ignore[arg-type]
 
 
 def _plain(point: FrontPoint) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The runs of a sweep as data: what each one trains, and the function that trains it, on whichever process it lands."""
 
+import json
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import SweepConfig
+from orchestrator.curves import trial_of
 from orchestrator.paths import SweepPaths
-from orchestrator.records import StageName
+from orchestrator.records import RunRecord, StageName
 from trainers.config import MethodConfig, TrainingConfig, apply_settings, as_record
 from trainers.errors import SweepError
 
@@ -46,9 +48,16 @@ def trial_job(name: str, number: int, settings: dict[str, Any]) -> Job:
     return Job(name, "trial", settings, stage_one_of(settings).name, number)
 
 
-def finetune_job(trial: Job) -> Job:
-    """Stage 3 from a finished trial."""
-    return Job(trial.name.replace("trial", "finetune"), "finetune", trial.settings, trial.name, trial.trial_number)
+def finetune_job(candidate: RunRecord) -> Job:
+    """Stage 3 from a cut of a finished trial (`curves.candidates`)."""
+    assert candidate.settings is not None, candidate.name
+    settings = json.loads(candidate.settings)
+    return Job(finetune_name(candidate), "finetune", settings, trial_of(candidate), candidate.trial_number)
+
+
+def finetune_name(candidate: RunRecord) -> str:
+    """Return the name of the run that fine-tunes a candidate: `finetune-0003-cut-2` for `trial-0003-cut-2`."""
+    return candidate.name.replace("trial", "finetune", 1)
 
 
 DENSE_JOB = Job("dense", "dense", {})
@@ -98,6 +107,7 @@ def run_job(
 def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import torch
 
+    from orchestrator.scheduler import rungs
     from trainers import recipe
     from trainers.data import ImageData
     from trainers.models import ModelSpec
@@ -113,14 +123,14 @@ def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) 
     if job.stage == "dense":
         results = recipe.train_dense(setting, epochs, folder)
     elif job.stage == "pretrain":
-        results = recipe.pretrain(setting, method, folder)
+        results = recipe.pretrain(setting, method, folder, paths.stage_one_store)
     elif job.stage == "trial":
         if not source.exists():
             raise SweepError(
                 f"stage 1 must include {job.source}, from which this trial starts, but random draws of the search space did "
                 "not show that it is needed; make the choice that leads to it likelier"
             )
-        results = recipe.compress(setting, method, source, folder)
+        results = recipe.compress(setting, method, source, folder, config.curve, rungs(config))
     else:
         teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
         distillation = config.finetune.distillation

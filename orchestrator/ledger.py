@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.config import SweepConfig
+from orchestrator.curves import curve_table
 from orchestrator.jobs import Job, job_configs, job_epochs
+from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
-from orchestrator.records import RunRecord, StageName, write_records
+from orchestrator.records import RunRecord, StageName, State, write_records
 from trainers.config import as_record
 from trainers.methods import in_force
 from trainers.recipe import MODEL_FILE
@@ -27,7 +29,7 @@ _SCORES = ("accuracy", "top5_accuracy", "macro_f1", "loss")
 _TEST = tuple(f"test_{name}" for name in _SCORES)
 _COLUMNS = (
     *(f"val_{name}" for name in _SCORES), *_TEST, "train_loss", "orthogonality_error", "macs", "macs_ratio", "params",
-    "params_ratio", "rank_ratio",
+    "params_ratio", "rank_ratio", "score",
 )  # fmt: skip
 _COUNTS = ("macs", "params")
 
@@ -40,8 +42,10 @@ class OpenRun:
     run_id: str
     epoch: int = 0
     duration_s: float = 0.0
+    cpu_s: float = 0.0
     ended_at_s: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,21 @@ class Ledger:
         run = self._open[name]
         with self._lock:
             if result["epoch"] > run.epoch:
-                run.epoch, run.duration_s = result["epoch"], run.duration_s + result["duration_s"]
+                run.epoch = result["epoch"]
+                run.duration_s, run.cpu_s = run.duration_s + result["duration_s"], run.cpu_s + result["cpu_s"]
+                run.curve += [{"epoch": run.epoch, **cut} for cut in result["curve"] or []]
                 if not result["replayed"]:
                     self._epoch_durations.append(result["duration_s"])
             run.metrics, run.ended_at_s = result["metrics"], result["ended_at_s"]
         self._tracker.log_metrics(run.run_id, result["metrics"], result["epoch"], result["ended_at_s"])
 
-    def ended(self, name: str, error: str | None) -> RunRecord:
-        """A run is over: complete, or failed with `error`. A run whose metrics are not finite has failed."""
+    def ended(self, name: str, error: str | None, *, stopped: bool = False) -> RunRecord:
+        """A run is over: complete, `stopped` early, or failed with `error`. One whose metrics are not finite has failed."""
         run = self._open[name]
         if error is None and not all(np.isfinite(value) for value in run.metrics.values()):
             bad = sorted(key for key, value in run.metrics.items() if not np.isfinite(value))
             error = f"NonFiniteError: metrics must be finite, but {', '.join(bad)} is not"
-        record = self._record_of(run, error)
+        record = self._record_of(run, "FAIL" if error else "PRUNED" if stopped else "COMPLETE", error)
         self._end_in_mlflow(record)
         with self._lock:
             del self._open[name]
@@ -144,9 +150,13 @@ class Ledger:
     def _end_in_mlflow(self, record: RunRecord) -> None:
         error = {} if record.error is None else {"error": record.error[-2000:]}
         self._tracker.set_tags(record.run_id, {"state": record.state, **error})
-        self._tracker.end_run(record.run_id, "FINISHED" if record.state == "COMPLETE" else "FAILED")
+        if record.curve is not None:
+            table = self._paths.curve(record.name)
+            write_text(table, json.dumps(curve_table(record.curve)) + "\n")
+            self._tracker.log_table(table, record.run_id)
+        self._tracker.end_run(record.run_id, "FAILED" if record.state == "FAIL" else "FINISHED")
 
-    def _record_of(self, run: OpenRun, error: str | None) -> RunRecord:
+    def _record_of(self, run: OpenRun, state: State, error: str | None) -> RunRecord:
         job, metrics = run.job, run.metrics
         training, method = job_configs(job, self._config)
         ranks = {key.removeprefix("rank/"): int(value) for key, value in metrics.items() if key.startswith("rank/")}
@@ -159,7 +169,7 @@ class Ledger:
         return RunRecord(
             name=job.name,
             stage=job.stage,
-            state="FAIL" if error else "COMPLETE",
+            state=state,
             run_id=run.run_id,
             source=job.source,
             trial_number=job.trial_number,
@@ -170,7 +180,9 @@ class Ledger:
             epochs=run.epoch,
             layers=list(ranks) or None,
             ranks=list(ranks.values()) or None,
+            curve=json.dumps(run.curve) if run.curve else None,
             duration_s=run.duration_s,
+            cpu_s=run.cpu_s,
             ended_at_s=run.ended_at_s,
             error=error,
             **columns,

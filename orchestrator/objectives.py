@@ -1,4 +1,7 @@
-"""The two objectives of a sweep, read off its table: validation accuracy, maximised, and MACs, minimised."""
+"""The two objectives of a sweep, read off its table: validation accuracy, maximised, and MACs, minimised.
+
+The accuracy is the score after a cheap recovery, where a run has one, else that of its network as it is.
+"""
 
 import numpy as np
 
@@ -7,14 +10,19 @@ from orchestrator.records import RunRecord
 
 
 def objectives(records: list[RunRecord]) -> Points:
-    """Return the two objectives of each run, both to be minimised: (-val_accuracy, macs_ratio); NaN where missing."""
+    """Return the two objectives of each run, both to be minimised: (-accuracy, macs_ratio); NaN where missing."""
     rows = [
         (np.nan, np.nan)
-        if record.state != "COMPLETE" or record.val_accuracy is None or record.macs_ratio is None
-        else (-record.val_accuracy, record.macs_ratio)
+        if record.state != "COMPLETE" or (accuracy := accuracy_of(record)) is None or record.macs_ratio is None
+        else (-accuracy, record.macs_ratio)
         for record in records
     ]
     return np.array(rows, dtype=np.float64).reshape(-1, 2)
+
+
+def accuracy_of(record: RunRecord) -> float | None:
+    """Return the accuracy that counts: `score` if the run has one, else `val_accuracy`."""
+    return record.val_accuracy if record.score is None else record.score
 
 
 def front_of(records: list[RunRecord]) -> list[RunRecord]:

@@ -77,11 +77,16 @@ def _flatten(record: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
+_FREE_SEARCH_SETTINGS = ("num_trials", "max_concurrent", "ask_batch", "warm_start")
+
+
 def _fixed_settings(config: SweepConfig) -> dict[str, object]:
-    """The settings that results depend on: not the number of trials, nor where data and processors are."""
+    """The settings that results depend on: not when it ends, nor where data and processors are."""
     flat = flat_settings(config)
-    free = {"search.num_trials", "search.max_concurrent", "data.root", "data.download"}
-    return {key: value for key, value in flat.items() if key not in free and not key.startswith("resources.")}
+    free = {"data.root", "data.download", *(f"search.{name}" for name in _FREE_SEARCH_SETTINGS)}
+    return {
+        key: value for key, value in flat.items() if key not in free and not key.startswith(("resources.", "stop."))
+    }
 
 
 def read_state(paths: SweepPaths) -> dict[str, str]:

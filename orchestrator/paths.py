@@ -56,9 +56,18 @@ class SweepPaths:
         return self.root / "mlartifacts"
 
     @property
+    def stage_one_store(self) -> Path:
+        """Networks of stage 1 by what they depend on, beside the sweep: other sweeps in the same folder share them."""
+        return self.root.parent / ".stage1"
+
+    @property
     def tune(self) -> Path:
         """Ray Tune's working files; nothing in them is read again."""
         return self.root / "tune"
+
+    def curve(self, name: str) -> Path:
+        """All scored cuts of one trial, as MLflow shows tables."""
+        return self.run(name) / "curve.json"
 
     def run(self, name: str) -> Path:
         """The folder of one run: `checkpoint.pt` while it trains, `model.pt` when it has ended."""

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from orchestrator.config import SweepConfig
+from orchestrator.curves import final_curve
 from orchestrator.finalists import pick_finalists
 from orchestrator.front import SweepFront, sweep_front
-from orchestrator.jobs import DENSE_JOB, Job, finetune_job, pretrain_job, trial_job
+from orchestrator.jobs import DENSE_JOB, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import front_of
 from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
@@ -52,13 +53,12 @@ def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront
 
 
 def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console) -> SweepFront:
-    from orchestrator import searcher
+    from orchestrator.study import close_running
     from orchestrator.tracking import Tracker, tracking_target
     from orchestrator.view import SweepView
 
     records = read_records(paths.results) if paths.results.exists() else []
-    study = searcher.open_study(paths.study, config.name, config.search.seed)
-    searcher.reconcile(study, {record.name: record for record in records if record.stage == "trial"})
+    study = _open_study(config, paths, [record for record in records if record.stage == "trial"])
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     state = read_state(paths)
     tracker = Tracker(
@@ -80,10 +80,25 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         raise
     finally:
         ledger.interrupted()
-        searcher.close_running(study)
+        close_running(study)
         front = _publish(ledger, config, paths, tracker)
         tracker.close(status)
     return front
+
+
+def _open_study(config: SweepConfig, paths: SweepPaths, trials: list[RunRecord]) -> "Study":
+    """Open the sweep's study and tell it what a driver that was killed did not."""
+    from orchestrator.added_trials import add_curve, begin
+    from orchestrator.study import open_study, reconcile
+
+    search = config.search
+    study = open_study(paths.study, config.name, search.seed, search.sampler, search.constraints)
+    begin(study, find_search_space(config.search_space), search)
+    reconcile(study, {trial.name: trial for trial in trials})
+    for trial in trials:
+        if trial.trial_number is not None and (points := final_curve(trial)):
+            add_curve(study, trial.trial_number, points)
+    return study
 
 
 def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger: Ledger, study: "Study") -> None:
@@ -98,21 +113,21 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     if missing > 0:
         run_search(study, find_search_space(config.search_space), missing, config, paths, data, ledger)
     trials = ledger.records("trial")
-    picks = pick_finalists(trials, config.finetune.num_models)
+    picks = pick_finalists(trials, config.finetune.num_models, config.search.constraints)
     if not picks:
-        raise SweepError(
-            f"at least one trial must end complete, but all {len(trials)} failed, the last with:\n{trials[-1].error}"
-        )
+        raise SweepError(_no_finalist(trials))
     test = ray.put(load_test(config.data, plan.data).arrays())
-    jobs = [DENSE_JOB, *(finetune_job(_job_of(pick)) for pick in picks)]  # the longest first
+    jobs = [DENSE_JOB, *(finetune_job(pick) for pick in picks)]  # the longest first
     run_jobs(jobs, config, paths, data, ledger, test)
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])
 
 
-def _job_of(trial: RunRecord) -> Job:
-    assert trial.trial_number is not None, trial.name
-    assert trial.settings is not None, trial.name
-    return trial_job(trial.name, trial.trial_number, json.loads(trial.settings))
+def _no_finalist(trials: list[RunRecord]) -> str:
+    if any(trial.state == "COMPLETE" for trial in trials):
+        return "at least one network must keep to search.constraints, but none of the sweep's does; relax them"
+    errors = [trial.error for trial in trials if trial.error]
+    why = f"failed, the last with:\n{errors[-1]}" if errors else "were stopped early; raise scheduler.exempt_share"
+    return f"at least one trial must end complete, but all {len(trials)} {why}"
 
 
 def _require_complete(records: list[RunRecord]) -> None:
@@ -126,9 +141,9 @@ def _require_complete(records: list[RunRecord]) -> None:
 
 def _publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> SweepFront:
     """Write the front to the output directory and to MLflow, and tag its members."""
-    front = sweep_front(ledger.records(), config.finetune.num_models)
+    front = sweep_front(ledger.records(), config.finetune.num_models, config.search.constraints)
     write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
-    members = {point.name for point in front.front}
+    members = {point.name.partition("-cut-")[0] for point in front.front}
     for record in ledger.records("trial"):
         tracker.set_tags(record.run_id, {"pareto": str(record.name in members).lower()})
     final = {record.name for record in front_of([*ledger.records("finetune"), *ledger.records("dense")])}

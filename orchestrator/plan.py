@@ -32,9 +32,12 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
 
     Trains nothing. Raises ConfigError or DataError.
     """
-    from orchestrator.searcher import probe_search_space
+    from orchestrator.added_trials import check_search
+    from orchestrator.choices import probe_search_space
 
-    starts = probe_search_space(find_search_space(config.search_space))
+    space = find_search_space(config.search_space)
+    starts = probe_search_space(space)
+    check_search(config.search, space)
     check_test_split(config.data)
     data = load_train_validation(config.data)
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)

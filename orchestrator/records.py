@@ -23,7 +23,7 @@ class RunRecord:
     is the search space's choice as JSON; the columns after it are the settings in force. A failed run has its last
     epoch's metrics, where there are any, and its traceback in `error`; a pruned one was stopped by the scheduler after
     `epochs` epochs. `score` is the validation accuracy after a cheap recovery, which foresees fine-tuning better than
-    `val_accuracy`, that right after the cut (see `trainers.recovery`).
+    `val_accuracy`, that right after the cut (see `trainers.recovery`); `curve` holds all scored cuts (see `curves`).
     """
 
     name: str
@@ -62,7 +62,9 @@ class RunRecord:
     rank_ratio: float | None = None
     layers: list[str] | None = None
     ranks: list[int] | None = None
+    curve: str | None = None
     duration_s: float | None = None
+    cpu_s: float | None = None
     ended_at_s: float | None = None
     error: str | None = None
 

@@ -4,6 +4,7 @@ Both send each epoch's result to the ledger as it comes, and both start a run ag
 was lost.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from orchestrator.config import SweepConfig
 from orchestrator.jobs import Job, run_job, trial_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
+from orchestrator.scheduler import make_scheduler
 from orchestrator.searcher import StudySearcher
+from orchestrator.stop_rules import stop_reason
 
 if TYPE_CHECKING:
     import optuna
@@ -34,14 +37,21 @@ def run_search(
     data: "ray.ObjectRef[dict[str, Any]]",
     ledger: Ledger,
 ) -> None:
-    """Run `num_trials` more trials of `study`; returns when each has ended, complete or failed."""
-    searcher = StudySearcher(study, space)
+    """Run `num_trials` more trials of `study`, or fewer if a stop rule is met; returns when each has ended."""
+    started = time.monotonic()
+
+    def until() -> str | None:
+        trials = ledger.records("trial")
+        return stop_reason(config.stop, trials, time.monotonic() - started, config.resources.cpus_per_trial)
+
+    searcher = StudySearcher(study, space, config.search.ask_batch, num_trials, until)
     trainable = tune.with_parameters(_trainable, config=config, output=str(paths.root), data=[data])
     resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=make_scheduler(config, ledger.records("trial")),
             num_samples=num_trials,
             max_concurrent_trials=config.search.max_concurrent,
             reuse_actors=True,  # a fresh worker costs seconds of imports
@@ -61,11 +71,15 @@ def _trainable(params: dict[str, Any], config: SweepConfig, output: str, data: l
     """One trial in a worker; `data` is the reference in a list, so that Ray passes it on unread."""
     job = trial_job(params["name"], params["number"], params["settings"])
     for result in run_job(job, config, output, ray.get(data[0])):
-        tune.report(result)
+        points = {"points": [[cut["score"], cut["macs"]] for cut in cuts]} if (cuts := result.get("curve")) else {}
+        tune.report({**result, **points})
 
 
 class _LedgerCallback(tune.Callback):
-    """Writes what Tune's trials do into the ledger, and tells the study when one has ended."""
+    """Writes what Tune's trials do into the ledger, and tells the study when one has ended.
+
+    A trial whose last result does not say "finished" was stopped by the scheduler.
+    """
 
     def __init__(self, ledger: Ledger, searcher: StudySearcher) -> None:
         self._ledger, self._searcher = ledger, searcher
@@ -87,7 +101,8 @@ class _LedgerCallback(tune.Callback):
             self._ledger.reported(_job_of(trial).name, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, self._errors.pop(trial.trial_id, None))
+        stopped = not (trial.last_result or {}).get("finished", False)
+        self._end(trial, self._errors.pop(trial.trial_id, None), stopped=stopped)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(
@@ -95,8 +110,9 @@ class _LedgerCallback(tune.Callback):
             f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {trial.get_pickled_error() or 'no reason given'}",
         )
 
-    def _end(self, trial: Any, error: str | None) -> None:
-        self._searcher.finish(trial.trial_id, self._ledger.ended(_job_of(trial).name, error))
+    def _end(self, trial: Any, error: str | None, *, stopped: bool = False) -> None:
+        record = self._ledger.ended(_job_of(trial).name, error, stopped=stopped)
+        self._searcher.finish(trial.trial_id, record)
 
 
 def _job_of(trial: Any) -> Job:

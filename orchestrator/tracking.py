@@ -4,6 +4,7 @@ Never the fluent API, whose active run differs from thread to thread. Metrics ca
 so that an epoch reported twice (after a retry or a resume) is stored once.
 """
 
+import json
 import logging
 import os
 import queue
@@ -23,7 +24,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # seven would hol
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from trainers.errors import SweepError
 
@@ -125,6 +126,11 @@ class Tracker:
     def log_artifact(self, path: Path) -> None:
         """Store a file with the parent run."""
         self._put(self.parent_run_id, "artifact", path)
+
+    def log_table(self, path: Path, run_id: str) -> None:
+        """Store a file {"columns", "data"} with a run; MLflow's UI shows it as a table."""
+        self._put(run_id, "artifact", path)
+        self.set_tags(run_id, {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path.name, "type": "table"}])})
 
     def close(self, status: str) -> None:
         """End the parent run, write what is left, and stop the writer; waits at most a minute."""

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config import SweepConfig
+from orchestrator.curves import candidates
 from orchestrator.jobs import DENSE_JOB, job_epochs
 from orchestrator.ledger import Ledger, OpenRun, Snapshot
-from orchestrator.objectives import front_hypervolume, front_of
+from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.records import RunRecord
 
 _PLAIN_TICK_S = 1.0
@@ -69,16 +70,19 @@ class SweepView:
         parts = [f"val_accuracy {record.val_accuracy:.4f}", f"macs_ratio {record.macs_ratio:.3f}"]
         if record.stage == "trial":
             trials = [other for other in records if other.stage == "trial"]
-            parts.append(f"{len(trials)}/{self._config.search.num_trials} trials, front {len(front_of(trials))}")
-            parts.append(f"hypervolume {front_hypervolume(trials):.4f}")
+            cuts = candidates(trials)
+            parts.append(f"{len(trials)}/{self._config.search.num_trials} trials, front {len(front_of(cuts))}")
+            parts.append(f"hypervolume {front_hypervolume(cuts):.4f}")
         return f"\\[{elapsed}] {record.name}: " + ", ".join(parts)
 
     def _table(self, snapshot: Snapshot) -> RenderableType:
         trials = [record for record in snapshot.records if record.stage == "trial"]
         complete = [record for record in trials if record.state == "COMPLETE"]
+        stopped = [record for record in trials if record.state == "PRUNED"]
+        cuts = candidates(trials)
         running = [run for run in snapshot.open_runs if run.job.stage == "trial"]
         waiting = max(0, self._config.search.num_trials - len(trials) - len(running))
-        best = max((record.val_accuracy or 0 for record in complete), default=None)
+        best = max((accuracy_of(cut) or 0 for cut in cuts), default=None)
         elapsed = time.monotonic() - self._started
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
@@ -86,12 +90,11 @@ class SweepView:
         grid.add_row("stage", _stage_text(snapshot))
         grid.add_row(
             "trials",
-            f"{len(complete)} complete, {len(trials) - len(complete)} failed, {len(running)} running, {waiting} to come",
+            f"{len(complete)} complete, {len(stopped)} stopped early, {len(trials) - len(complete) - len(stopped)} failed, "
+            f"{len(running)} running, {waiting} to come",
         )
-        grid.add_row(
-            "best accuracy", "-" if best is None else f"{100 * best:.2f} % (validation, pruned, not fine-tuned)"
-        )
-        grid.add_row("front", f"{len(front_of(trials))} trials, hypervolume {front_hypervolume(trials):.4f}")
+        grid.add_row("best accuracy", "-" if best is None else f"{100 * best:.2f} % (validation, cut, not fine-tuned)")
+        grid.add_row("front", f"{len(front_of(cuts))} cuts, hypervolume {front_hypervolume(cuts):.4f}")
         grid.add_row("time", f"{_clock(elapsed)} elapsed, about {self._remaining(snapshot)} left")
         return Group(
             Text(f"sweep {self._config.name}", style="bold"), grid, _open_table(snapshot.open_runs, self._config)

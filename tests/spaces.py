@@ -29,6 +29,16 @@ def always_diverges(trial: BaseTrial) -> dict[str, Any]:
     return {**quick(trial), "learning_rate": 1e30}
 
 
+def two_rules(trial: BaseTrial) -> dict[str, Any]:
+    """A number for each of two rank rules, and one that is not a setting of any rule."""
+    settings = {"rank_rule": trial.suggest_categorical("rank_rule", ["energy", "equal_error"])}
+    if settings["rank_rule"] == "energy":
+        settings["energy"] = trial.suggest_float("energy", 0.01, 0.5)
+    else:
+        settings["budget"] = trial.suggest_float("budget", 0.1, 0.9)
+    return {**settings, "compression_period": trial.suggest_int("compression_period", 10, 40)}
+
+
 def raises(trial: BaseTrial) -> dict[str, Any]:
     raise RuntimeError("no space today")
 

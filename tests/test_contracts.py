@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.choices import probe_search_space
 from orchestrator.jobs import pretrain_job
-from orchestrator.searcher import probe_search_space
 from search_spaces import SEARCH_SPACES, find_search_space
 from trainers.config import MethodConfig, ModelConfig, RankConfig, TrainingConfig, apply_settings
 from trainers.cost import measure_cost

@@ -14,7 +14,7 @@ from trainers.errors import CheckpointError, NonFiniteError
 from trainers.layers import svd_layers
 from trainers.loop import evaluate_split
 from trainers.models import ModelSpec
-from trainers.recipe import Setting, compress, evaluate_model_file, finetune, pretrain, train_dense
+from trainers.recipe import MODEL_FILE, Setting, compress, evaluate_model_file, finetune, pretrain, train_dense
 from trainers.saved_model import load_model
 
 METHOD = MethodConfig(decomposition="spatial", regularizer="hoyer", strength=0.05, energy=0.2)
@@ -225,3 +225,19 @@ def test_the_stages_run_on_a_gpu(setting, tmp_path):
     on_gpu = replace(setting, device=torch.device("cuda"), training=replace(setting.training, dtype="float32"))
     results = run_all(on_gpu, tmp_path)
     assert results["finetune"][-1].metrics["val_accuracy"] > 0.8
+
+
+def test_stage_one_is_shared_by_what_it_depends_on(setting, tmp_path):
+    config, store = MethodConfig(strength=0.1), tmp_path / "store"
+    first = list(pretrain(setting, config, tmp_path / "a", store))
+    (file,) = store.iterdir()
+    again = list(pretrain(setting, replace(config, strength=0.5), tmp_path / "b", store))  # the strength is stage 2's
+    assert [result.replayed for result in again] == [True] * len(first)
+    assert [result.metrics for result in again] == [result.metrics for result in first]
+    assert (tmp_path / "b" / MODEL_FILE).read_bytes() == file.read_bytes()
+    other = replace(setting, training=replace(setting.training, seed=1))
+    assert not any(result.replayed for result in pretrain(other, config, tmp_path / "c", store))
+    assert len(list(store.iterdir())) == 2
+    file.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=file.name):
+        list(pretrain(setting, config, tmp_path / "d", store))

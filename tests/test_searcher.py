@@ -1,18 +1,15 @@
-"""The study is told the truth, and is put right after any end."""
+"""Tune gets a run for each trial that it asks for, whatever the space does."""
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 from spaces import quick
+from trial_records import record
 
-from orchestrator.records import RunRecord
-from orchestrator.searcher import StudySearcher, close_running, open_study, probe_search_space, reconcile, tell
+from orchestrator.choices import probe_search_space
+from orchestrator.searcher import StudySearcher
+from orchestrator.study import close_running, open_study, reconcile
 from search_spaces import find_search_space
 from trainers.errors import ConfigError, SweepError
-
-
-def record(name, accuracy=0.9, macs=100, state="COMPLETE"):
-    return RunRecord(name, "trial", state, "", val_accuracy=accuracy, macs=macs)
 
 
 @pytest.fixture
@@ -34,69 +31,11 @@ def test_a_suggestion_names_its_run_and_carries_the_settings(study):
     assert [searcher.suggest(key)["name"] for key in "bc"] == ["trial-0001", "trial-0002"]
 
 
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        None,
-        record("x", state="FAIL"),
-        record("x", accuracy=float("nan")),
-        record("x", accuracy=float("-inf")),
-        record("x", accuracy=None),
-        record("x", macs=None),
-    ],
-)
-def test_anything_but_finite_values_of_a_complete_run_is_a_failure(study, outcome):
-    study.ask()
-    tell(study, 0, outcome)
-    assert states(study) == [TrialState.FAIL]
-    assert study.best_trials == []
-
-
 def test_tunes_own_calls_change_nothing(study):
     searcher = StudySearcher(study, quick)
     searcher.suggest("a")
     searcher.on_trial_complete("a", {"val_accuracy": 1.0}, error=False)
     assert states(study) == [TrialState.RUNNING]
-
-
-def test_after_an_end_no_trial_is_running_and_those_cut_off_come_first_with_name_and_parameters(study, tmp_path):
-    searcher = StudySearcher(study, quick)
-    suggestions = [searcher.suggest(key) for key in "abcd"]
-    searcher.finish("b", record("trial-0001"))
-    close_running(study)
-    assert TrialState.RUNNING not in states(study)
-
-    again = open_study(tmp_path / "study.journal", "s", 0)
-    ended = {"trial-0001": record("trial-0001"), "trial-0003": record("trial-0003")}  # 3 ended unheard
-    reconcile(again, ended)
-    reconcile(again, ended)  # a second end before anything ran
-    resumed = StudySearcher(again, quick)
-    found = [resumed.suggest(key) for key in "ef"]
-    assert found == [suggestions[0], suggestions[2]]
-    assert resumed.suggest("g")["name"] == "trial-0006"
-
-
-def test_a_killed_driver_leaves_running_trials_that_are_told_their_recorded_result(study, tmp_path):
-    searcher = StudySearcher(study, quick)
-    searcher.suggest("a")
-    searcher.suggest("b")
-    again = open_study(tmp_path / "study.journal", "s", 0)
-    reconcile(again, {"trial-0000": record("trial-0000", 0.8, 50)})
-    assert states(again)[:2] == [TrialState.COMPLETE, TrialState.FAIL]
-    assert again.trials[0].values == [0.8, 50]
-    assert TrialState.RUNNING not in states(again)
-
-
-def test_a_reopened_study_does_not_draw_its_first_points_again(study, tmp_path):
-    first = [study.ask() for _ in range(2)]
-    drawn = [quick(trial)["energy"] for trial in first]
-    again = open_study(tmp_path / "study.journal", "s", 0)
-    assert not {quick(again.ask())["energy"] for _ in range(2)} & set(drawn)
-
-
-def test_objectives_are_named_and_directed(study):
-    assert study.directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
-    assert study.metric_names == ["val_accuracy", "macs"]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +78,28 @@ def test_a_space_that_refuses_everything_is_one_clear_error(tmp_path):
         StudySearcher(study, find_search_space("spaces:raises")).suggest("a")
 
 
-@pytest.mark.parametrize("cut", [1, 20, 60])
-def test_a_journal_whose_last_line_is_torn_is_read_up_to_it(study, tmp_path, cut):
-    searcher = StudySearcher(study, quick)
-    searcher.suggest("a")
-    searcher.finish("a", record("trial-0000"))
-    journal = tmp_path / "study.journal"
-    journal.write_bytes(journal.read_bytes()[:-cut])
-    again = open_study(journal, "s", 0)
-    reconcile(again, {"trial-0000": record("trial-0000")})
-    assert states(open_study(journal, "s", 0)) == [TrialState.COMPLETE]
+class TestBatches:
+    def test_a_batch_is_asked_for_whenever_none_is_left(self, study):
+        searcher = StudySearcher(study, quick, ask_batch=3)
+        names = [searcher.suggest(key)["name"] for key in "abcd"]
+        assert names == [f"trial-{number:04d}" for number in range(4)]
+        assert states(study) == [TrialState.RUNNING] * 6
+
+    def test_no_more_are_asked_for_than_tune_will_start(self, study):
+        searcher = StudySearcher(study, quick, ask_batch=3, limit=4)
+        for key in "abcd":
+            searcher.suggest(key)
+        assert len(study.trials) == 4
+
+    def test_what_was_asked_for_and_not_started_comes_first_when_the_sweep_goes_on(self, study, tmp_path):
+        searcher = StudySearcher(study, quick, ask_batch=3)
+        searcher.suggest("a")
+        searcher.finish("a", record("trial-0000"))
+        params = [trial.params for trial in study.trials]
+        close_running(study)
+        assert states(study) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
+        again = open_study(tmp_path / "study.journal", "s", 0)
+        reconcile(again, {"trial-0000": record("trial-0000")})
+        found = [StudySearcher(again, quick).suggest(key) for key in "bc"]
+        assert [suggestion["name"] for suggestion in found] == ["trial-0001", "trial-0002"]
+        assert [suggestion["settings"]["energy"] for suggestion in found] == [drawn["energy"] for drawn in params[1:]]

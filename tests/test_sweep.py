@@ -17,7 +17,7 @@ from orchestrator.config import load_config
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
 from orchestrator.records import read_records, write_records
-from orchestrator.searcher import open_study
+from orchestrator.study import open_study
 from trainers.config import DataConfig, DistillationConfig
 from trainers.cost import measure_cost
 from trainers.data import load_test
@@ -28,7 +28,7 @@ from trainers.saved_model import load_model
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 # what differs between two equal sweeps: when and how long they ran, and MLflow's ids
-NOT_COMPARED = ("run_id", "duration_s", "ended_at_s")
+NOT_COMPARED = ("run_id", "duration_s", "cpu_s", "ended_at_s")
 
 
 def run(config, output):

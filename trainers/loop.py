@@ -36,7 +36,8 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: its number (from 1), its metrics, its training and evaluation time, and when it ended (Unix time).
+    """One epoch: its number (from 1), its metrics, its training and evaluation time, the CPU time of the process in it
+    (all threads), and when it ended (Unix time).
 
     `curve` holds the cuts that were scored after this epoch (`trainers.curve`). A resumed training yields its earlier
     epochs' results again, unchanged, with `replayed` set.
@@ -45,6 +46,7 @@ class EpochResult:
     epoch: int
     metrics: dict[str, float]
     duration_s: float
+    cpu_s: float
     ended_at_s: float
     curve: list[dict[str, Any]] | None = None
     replayed: bool = False
@@ -97,7 +99,7 @@ def train(
     for record in history:
         yield EpochResult(**record, replayed=True)
     for epoch in range(len(history), stage.epochs):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         model = method.model
         loss = _train_epoch(method, optimizer, data, stage, epoch, distillation)
         method.end_epoch()
@@ -106,7 +108,8 @@ def train(
             optimizer = _optimizer(method, stage)
         found = evaluate(epoch + 1)
         metrics = {"train_loss": loss, "learning_rate": learning_rate, **found.metrics}
-        result = EpochResult(epoch + 1, metrics, time.perf_counter() - started, time.time(), found.curve)
+        duration_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+        result = EpochResult(epoch + 1, metrics, duration_s, cpu_s, time.time(), found.curve)
         history.append(result.record())
         if stage.checkpoint is not None:
             _save(method, optimizer, stage, history)

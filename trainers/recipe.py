@@ -10,6 +10,8 @@ Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves
 `checkpoint.pt`, and yields the recorded results again where it had already finished.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainers.atomic import atomic_file
 from trainers.checkpoint import require_same_config
 from trainers.config import (
     CurveConfig,
@@ -85,12 +88,23 @@ def train_dense(setting: Setting, epochs: int, directory: Path | None = None) ->
     yield from _run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense")))
 
 
-def pretrain(setting: Setting, config: MethodConfig, directory: Path | None = None) -> Iterator[EpochResult]:
-    """Stage 1: `training.pretrain_epochs` of what `trainers.methods.pretraining(config)` says."""
+def pretrain(
+    setting: Setting, config: MethodConfig, directory: Path | None = None, store: Path | None = None
+) -> Iterator[EpochResult]:
+    """Stage 1: `training.pretrain_epochs` of what `trainers.methods.pretraining(config)` says.
+
+    `store` is a folder of model files named by a digest of all they depend on: one that is there is taken over, its results
+    yielded as replayed ones, and one that is not is put there in the end.
+    """
     start = pretraining(config)
     record = {"factorization": as_record(setting.factorization), "method": as_record(resolve(start))}
     stage = _stage("pretrain", setting, setting.training.pretrain_epochs, directory, record)
+    shared = None if store is None or directory is None else (store / f"{_digest(stage)}.pt", directory / MODEL_FILE)
+    if shared is not None:
+        _copy(*shared)
     yield from _run(stage, setting, directory, lambda: _prepared(setting, start))
+    if shared is not None:
+        _copy(*reversed(shared))
 
 
 def compress(
@@ -244,6 +258,19 @@ def _cut_evaluation(method: Method, setting: Setting, curve: CurveConfig | None)
         return Evaluation(metrics)
     cuts = trained_curve(method, pruned, decomposed, setting.data, setting.training, curve)
     return Evaluation({**metrics, "score": cuts[0].score}, [cut.record() for cut in cuts])
+
+
+def _digest(stage: Stage) -> str:
+    return hashlib.sha256(json.dumps(stage.config, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a model file to where there is none, atomically; a source that is not there is no error."""
+    if source.exists() and not target.exists():
+        load_model(source)  # a damaged file is named here, by its own path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(target) as file:
+            file.write(source.read_bytes())
 
 
 def _recorded(model_file: Path, stage: Stage) -> Iterator[EpochResult]:

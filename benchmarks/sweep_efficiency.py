@@ -1,0 +1,230 @@
+"""How much compute does each search strategy need for a front of the same quality?
+
+All strategies train with the same code, data, search space and number of trials. Every trial's networks are points (share
+of the dense MACs, validation score after the same cheap recovery). The best front of all strategies and seeds together is
+the yardstick: reported are the CPU core-seconds after which a strategy's own points first dominate 95 % and 99 % of its
+hypervolume (all trials until then, those stopped early and stage 1 included; where a run ends before, its whole cost, a
+lower bound), the hypervolume in the end, and that of the test accuracies of the fine-tuned finalists. Speedups are
+geometric means over paired seeds of baseline over rankfront, with 95 % bootstrap intervals.
+
+    python benchmarks/sweep_efficiency.py --mnist DIR --cifar10 DIR --output runs/efficiency --json FILE --markdown FILE
+    python benchmarks/sweep_efficiency.py --quick --json FILE     # one task on scikit-learn's digits, two seeds, minutes
+
+A benchmark that was cut off goes on where it was.
+"""
+
+import argparse
+import json
+import math
+import platform
+import shutil
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from efficiency_strategies import STRATEGIES, Outcome, Task, run
+
+from orchestrator.config import FinetuneConfig, ResourcesConfig
+from orchestrator.pareto import hypervolume
+from orchestrator.ray_session import ray_session
+from trainers.config import DataConfig, ModelConfig, TrainingConfig
+
+OURS = "rankfront"
+SHARES = (0.95, 0.99)
+_BOOTSTRAPS = 10_000
+
+
+def tasks(mnist: str, cifar10: str) -> dict[str, Task]:
+    """The two tasks of the full benchmark."""
+    training = TrainingConfig(batch_size=100, pretrain_epochs=4, epochs=4, learning_rate=1e-3)
+    return {
+        "mnist_mlp": Task(
+            DataConfig("mnist", root=mnist, max_train=10_000, validation_fraction=0.2),
+            ModelConfig("mlp", (300, 100)),
+            training,
+            num_trials=40,
+            finetune=FinetuneConfig(num_models=5, epochs=3),
+            floor=0.8,
+        ),
+        "cifar10_resnet8": Task(
+            DataConfig("parquet", root=cifar10, max_train=2_500, validation_fraction=0.3),
+            ModelConfig("resnet8"),
+            training,
+            num_trials=24,
+            finetune=FinetuneConfig(num_models=4, epochs=3),
+            floor=0.15,
+        ),
+    }
+
+
+def quick_tasks() -> dict[str, Task]:
+    """One task of seconds a trial."""
+    return {
+        "digits_tiny": Task(
+            DataConfig("digits", validation_fraction=0.2),
+            ModelConfig("tiny"),
+            TrainingConfig(batch_size=64, pretrain_epochs=6, epochs=4, learning_rate=2e-3),
+            num_trials=12,
+            finetune=FinetuneConfig(num_models=3, epochs=3),
+            floor=0.5,
+        )
+    }
+
+
+def volume(points: list[tuple[float, float]], floor: float) -> float:
+    """Return the share of (MACs 0..1, accuracy floor..1) that points (MACs ratio, accuracy) dominate."""
+    if not points:
+        return 0.0
+    minimised = np.array([(macs, -accuracy) for macs, accuracy in points])
+    return hypervolume(minimised, np.array([1.0, -floor])) / (1 - floor)
+
+
+def cost_to(outcome: Outcome, target: float, floor: float) -> tuple[float, bool]:
+    """Return the core-seconds after which the points dominate `target`, and whether they ever do (else: all of them)."""
+    spent, found = 0.0, []
+    for event in outcome.events:
+        spent += event.core_s
+        found += event.points
+        if event.points and volume(found, floor) >= target:
+            return spent, True
+    return spent, False
+
+
+def all_points(outcome: Outcome) -> list[tuple[float, float]]:
+    """Return every network's point."""
+    return [point for event in outcome.events for point in event.points]
+
+
+def summary(task: Task, outcomes: dict[str, list[Outcome]]) -> dict[str, dict[str, Any]]:
+    """Return each strategy's costs, hypervolumes and speedups (of rankfront over it), by paired seeds."""
+    pooled = [point for runs in outcomes.values() for outcome in runs for point in all_points(outcome)]
+    best = volume(pooled, task.floor)
+    found: dict[str, dict[str, Any]] = {}
+    for name, runs in outcomes.items():
+        found[name] = {
+            "total_core_s": statistics.mean(sum(event.core_s for event in outcome.events) for outcome in runs),
+            "hypervolume": [volume(all_points(outcome), task.floor) / best for outcome in runs],
+            "test_hypervolume": [volume(outcome.finalists, task.floor) for outcome in runs],
+        }
+        for share in SHARES:
+            costs = [cost_to(outcome, share * best, task.floor) for outcome in runs]
+            own = [cost_to(outcome, share * best, task.floor) for outcome in outcomes[OURS]]
+            logs = [math.log(cost[0] / ours[0]) for cost, ours in zip(costs, own, strict=True)]
+            found[name][f"to_{share:.0%}"] = {
+                "core_s": [cost for cost, _ in costs],
+                "reached": sum(reached for _, reached in costs),
+                "ours_reached": sum(reached for _, reached in own),
+                "speedup": math.exp(statistics.mean(logs)),
+                "interval": _interval(logs),
+            }
+    return found
+
+
+def _interval(logs: list[float]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the geometric mean."""
+    generator = np.random.default_rng(0)
+    means = generator.choice(logs, (_BOOTSTRAPS, len(logs))).mean(axis=1)
+    low, high = np.exp(np.quantile(means, [0.025, 0.975]))
+    return float(low), float(high)
+
+
+def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]], seeds: int) -> str:
+    """One table a task, a line for each strategy."""
+    lines = [
+        f"{platform.machine()}, one core a trial, two trials at once, {seeds} paired seeds; mean ± standard deviation.",
+        "",
+    ]
+    for name, task in every.items():
+        training = task.training
+        lines += [
+            f"### {name}",
+            "",
+            f"{task.model.name} on {task.data.name}, {training.pretrain_epochs} + {training.epochs} epochs, "
+            f"{task.num_trials} trials of the space {task.search_space}, {task.finetune.num_models} finalists fine-tuned "
+            f"for {task.finetune.epochs} epochs; hypervolume above accuracy {task.floor:g}, as a share of the pooled "
+            "front's (test: of the whole area). In brackets: seeds that got there; the others count with all they spent.",
+            "",
+            "| strategy | core-s to 95 % | rankfront is faster by | core-s to 99 % | rankfront is faster by | core-s in all "
+            "| hypervolume | test hypervolume |",
+            "|---" * 8 + "|",
+        ]
+        for strategy, row in found[name].items():
+            cells = [strategy]
+            for share in SHARES:
+                part = row[f"to_{share:.0%}"]
+                low, high = part["interval"]
+                cells.append(f"{statistics.mean(part['core_s']):.0f} ({part['reached']} of {seeds})")
+                cells.append("" if strategy == OURS else f"{part['speedup']:.1f} ({low:.1f} to {high:.1f})")
+            cells += [f"{row['total_core_s']:.0f}", _mean_std(row["hypervolume"]), _mean_std(row["test_hypervolume"])]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _mean_std(values: list[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ± {spread:.4f}"
+
+
+def outcome_of(name: str, strategy: str, task: Task, seed: int, output: Path) -> Outcome:
+    """Run one strategy with one seed, or read what it found before."""
+    folder = output / name / f"seed{seed}" / strategy.replace(" ", "_").replace("+", "and")
+    file = folder.with_suffix(".json")
+    if not file.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # one that was cut off begins anew: its costs would be a mixture
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        outcome, wall_s = run(strategy, task, seed, folder)
+        file.write_text(json.dumps({**asdict(outcome), "wall_s": wall_s}) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"{name}, seed {seed}, {strategy}: {wall_s:.0f} s", flush=True)
+    return Outcome.read(json.loads(file.read_text()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, two seeds")
+    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
+    parser.add_argument(
+        "--cifar10", default="~/data/cifar10", help="folder of CIFAR-10's train.parquet and test.parquet"
+    )
+    parser.add_argument("--tasks", nargs="*", help="only these")
+    parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("runs/efficiency"), help="outcomes, to go on from")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    every = quick_tasks() if options.quick else tasks(options.mnist, options.cifar10)
+    every = {name: task for name, task in every.items() if not options.tasks or name in options.tasks}
+    seeds = 2 if options.quick else options.seeds
+    output = options.output / "quick" if options.quick else options.output
+    found = {}
+    with ray_session(ResourcesConfig()):
+        for name, task in every.items():
+            # seeds outside: what is there of a benchmark that is cut off is paired
+            runs: dict[str, list[Outcome]] = {strategy: [] for strategy in options.strategies}
+            for seed in range(seeds):
+                for strategy in options.strategies:
+                    runs[strategy].append(outcome_of(name, strategy, task, seed, output))
+            found[name] = summary(task, runs)
+    if options.json is not None:
+        options.json.write_text(json.dumps(_for_programs(found) if options.quick else found, indent=1) + "\n")
+    table = markdown(every, found, seeds)
+    print(table)
+    if options.markdown is not None:
+        options.markdown.write_text(table)
+
+
+def _for_programs(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The one task's speedups over each baseline, and final hypervolumes."""
+    (rows,) = found.values()
+    return {
+        "speedup_to_95": {name: row["to_95%"]["speedup"] for name, row in rows.items() if name != OURS},
+        "final_hypervolume": {name: statistics.mean(row["hypervolume"]) for name, row in rows.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

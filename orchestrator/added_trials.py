@@ -1,0 +1,184 @@
+"""Trials that enter the study by other ways than the sampler's: curve points, an earlier sweep's results, a user's points.
+
+Each way can be taken again on a study that goes on, whenever it was cut off: what is there is not added twice.
+"""
+
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from orchestrator.choices import check_points, contains, offered
+from orchestrator.config import SearchConfig
+from orchestrator.constraints import violations
+from orchestrator.curves import CurvePoint
+from orchestrator.paths import SweepPaths
+from orchestrator.study import ADDED, CURVE, DIRECTIONS, MACS_RATIO, PARAMS_RATIO, constraints_of, run_name
+from trainers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from search_spaces import SearchSpace
+
+WARM_START = "warm_start"
+SOURCE = "source"
+_SOURCE_NUMBER = "source_number"
+_FIRST_POINT = "first_point"
+
+_log = logging.getLogger(__name__)
+
+
+def check_search(search: SearchConfig, space: "SearchSpace") -> None:
+    """Check the user's first points and the earlier sweep, without a study; raises ConfigError."""
+    check_points(space, search.first_points)
+    if search.warm_start is not None:
+        _earlier_trials(search.warm_start)
+
+
+def begin(study: optuna.Study, space: "SearchSpace", search: SearchConfig) -> None:
+    """Add an earlier sweep's results and enqueue the user's first points, where that is not done yet.
+
+    Raises ConfigError where the earlier sweep cannot be read.
+    """
+    if search.warm_start is not None:
+        warm_start(study, space, search.warm_start)
+    enqueue_first_points(study, search.first_points)
+
+
+def enqueue_first_points(study: optuna.Study, points: Sequence[dict[str, Any]]) -> None:
+    """Enqueue each point once in the life of the study; the sampler fills in the parameters that it leaves out."""
+    there = {trial.user_attrs.get(_FIRST_POINT) for trial in study.get_trials(deepcopy=False)}
+    for place, point in enumerate(points):
+        if place not in there:
+            study.enqueue_trial(point, user_attrs={_FIRST_POINT: place})
+
+
+def add_curve(study: optuna.Study, trial_number: int, points: Sequence[CurvePoint]) -> int:
+    """Add the points of a complete trial's curve that the search space could have chosen; returns how many were new.
+
+    A point becomes a complete trial with its source's parameters, those named in its settings replaced; its values are its
+    score and MACs, its attribute `source` the source's run. Left out are points with a setting that is no number in the
+    range of a parameter of that name, with values that are not finite, and the source's own cut, which is told already.
+    A parameter that has the name of a setting is taken to be that setting. `trial_number` is that of the run's name.
+    """
+    trials = study.get_trials(deepcopy=False)
+    name = run_name(trials[trial_number])
+    same = [trial for trial in trials if run_name(trial) == name and ADDED not in trial.user_attrs]
+    # one that was cut off was asked for again, and may have had parameters missing
+    source = max(same, key=lambda trial: (trial.state == TrialState.COMPLETE, trial.number))
+    there = {_key(source.params)} | {
+        _key(trial.params)
+        for trial in trials
+        if trial.user_attrs.get(ADDED) == CURVE and trial.user_attrs[SOURCE] == name
+    }
+    before = len(there)
+    for point in points:
+        assert point.trial == name, (point.trial, name)
+        trial = _curve_trial(study, source, point)
+        if trial is not None and _key(trial.params) not in there:
+            there.add(_key(trial.params))
+            study.add_trial(trial)
+    return len(there) - before
+
+
+def _curve_trial(study: optuna.Study, source: FrozenTrial, point: CurvePoint) -> FrozenTrial | None:
+    for key, value in point.settings.items():
+        distribution = source.distributions.get(key)
+        if not isinstance(distribution, FloatDistribution | IntDistribution) or not contains(distribution, value):
+            return None
+    attributes = {
+        ADDED: CURVE,
+        SOURCE: run_name(source),
+        MACS_RATIO: point.macs_ratio,
+        PARAMS_RATIO: point.params_ratio,
+    }
+    return _added_trial(
+        study, {**source.params, **point.settings}, source.distributions, [point.score, point.macs], attributes
+    )
+
+
+def _added_trial(
+    study: optuna.Study,
+    params: dict[str, Any],
+    distributions: dict[str, Any],
+    values: list[float],
+    attributes: dict[str, Any],
+) -> FrozenTrial | None:
+    """Return a complete trial, None where a value, or a figure that the study's constraints limit, is not known."""
+    limits = violations(constraints_of(study), values[0], attributes.get(MACS_RATIO), attributes.get(PARAMS_RATIO))
+    if limits is None or not all(math.isfinite(value) for value in values):
+        return None
+    return create_trial(
+        params=params, distributions=distributions, values=values, user_attrs=attributes, constraints=limits
+    )
+
+
+def _key(params: dict[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)
+
+
+def warm_start(study: optuna.Study, space: "SearchSpace", directory: str) -> None:
+    """Add the complete trials of the earlier sweep in `directory`, curve points too, once in the life of the study.
+
+    Their attribute `source` is that sweep's name. Trials whose parameters are not a choice of this search space, and those
+    without a figure that is limited here, are left out. Raises ConfigError where there is no readable study.
+    """
+    if study.user_attrs.get(WARM_START) == directory:
+        return
+    name, earlier = _earlier_trials(directory)
+    there = {
+        trial.user_attrs[_SOURCE_NUMBER]
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(ADDED) == WARM_START
+    }
+    skipped = 0
+    for trial in earlier:
+        fitted = _fitted(study, space, trial, name)
+        skipped += fitted is None
+        if fitted is not None and trial.number not in there:
+            study.add_trial(fitted)
+    study.set_user_attr(WARM_START, directory)
+    _log.info("%d trials of %s warm-start this sweep", len(earlier) - skipped, name)
+    if skipped:
+        _log.warning("%d of %d trials of %s do not fit this search and are left out", skipped, len(earlier), name)
+
+
+def _fitted(study: optuna.Study, space: "SearchSpace", trial: FrozenTrial, name: str) -> FrozenTrial | None:
+    try:
+        distributions = offered(space, trial.params)
+    except ConfigError:
+        return None
+    if distributions.keys() != trial.params.keys():
+        return None
+    if not all(contains(distributions[key], value) for key, value in trial.params.items()):
+        return None
+    ratios = {key: trial.user_attrs[key] for key in (MACS_RATIO, PARAMS_RATIO) if key in trial.user_attrs}
+    attributes = {ADDED: WARM_START, SOURCE: name, _SOURCE_NUMBER: trial.number, **ratios}
+    return _added_trial(study, trial.params, distributions, trial.values, attributes)
+
+
+def _earlier_trials(directory: str) -> tuple[str, list[FrozenTrial]]:
+    """Return the name and the complete trials of the sweep in `directory`, of which nothing is changed."""
+    journal = SweepPaths(Path(directory).expanduser().absolute()).study
+    try:
+        content = journal.read_bytes()
+        with tempfile.TemporaryDirectory() as folder:  # a copy: the sweep may be writing its last line right now
+            copy = Path(folder) / journal.name
+            copy.write_bytes(content[: content.rfind(b"\n") + 1])
+            storage = JournalStorage(JournalFileBackend(str(copy)))
+            study = optuna.load_study(study_name=None, storage=storage)
+            if tuple(study.directions) != DIRECTIONS:
+                raise ValueError(f"its objectives are {[direction.name for direction in study.directions]}")
+            found = study.study_name, study.get_trials(states=(TrialState.COMPLETE,))
+    except Exception as error:  # Optuna raises what it meets in a damaged file
+        rule = "must be the output directory of an earlier sweep"
+        raise ConfigError([("search.warm_start", f"{rule}, but {journal} is not readable: {error}")]) from error
+    return found

@@ -1,0 +1,74 @@
+"""The scheduler of a sweep: what its configuration asks for, with the rungs of the trials that have ended before."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from orchestrator.config import SweepConfig
+from orchestrator.halving import ParetoHalving
+from orchestrator.records import RunRecord
+
+DIRECTIONS: tuple[Literal["max", "min"], ...] = ("max", "min")  # score, MACs
+
+
+def make_halving(config: SweepConfig) -> ParetoHalving | None:
+    """Return the rule by which trials are stopped, without records; None for a sweep that stops none."""
+    scheduler = config.scheduler
+    if scheduler.name == "none":
+        return None
+    return ParetoHalving(
+        DIRECTIONS,
+        max_t=max(config.training.epochs, scheduler.grace_period),
+        grace_period=scheduler.grace_period,
+        reduction_factor=scheduler.reduction_factor,
+        exempt_share=scheduler.exempt_share,
+        min_trials=scheduler.min_trials,
+        seed=config.search.seed,
+    )
+
+
+def rungs(config: SweepConfig) -> tuple[int, ...]:
+    """Return the epochs of a trial, before its last, at which the scheduler judges it."""
+    halving = make_halving(config)
+    return () if halving is None else halving.rungs
+
+
+def make_scheduler(config: SweepConfig, trials: Sequence[RunRecord]) -> Any:
+    """Return Tune's scheduler for the sweep; what `trials` reported at its rungs, before it was stopped, counts again."""
+    from ray.tune.schedulers import FIFOScheduler
+
+    from orchestrator.pareto_asha import ParetoASHA
+
+    if (halving := make_halving(config)) is None:
+        return FIFOScheduler()
+    scheduler = ParetoASHA(
+        metric=["metrics/score", "metrics/macs"],
+        mode=DIRECTIONS,
+        time_attr="epoch",
+        max_t=config.training.epochs + 1,  # a trial ends by itself, after its last epoch: it has a model file to write
+        rungs=halving.rungs,
+        reduction_factor=halving.reduction_factor,
+        exempt_share=halving.exempt_share,
+        min_trials=halving.min_trials,
+        curve="points",
+        seed=halving.seed,
+        key=run_name,
+    )
+    for trial in trials:
+        for epoch, points in _reported(trial).items():
+            scheduler.halving.record(trial.name, epoch, points)
+    return scheduler
+
+
+def run_name(trial: Any) -> str:
+    """Return the name of the run that a Tune trial is: ids change when a sweep goes on, names do not."""
+    return str(trial.config["name"])
+
+
+def _reported(trial: RunRecord) -> dict[int, list[list[float]]]:
+    """Return a trial's points (score, MACs) by epoch."""
+    found: dict[int, list[list[float]]] = defaultdict(list)
+    for cut in json.loads(trial.curve or "[]"):
+        found[cut["epoch"]].append([cut["score"], cut["macs"]])
+    return dict(found)

@@ -1,0 +1,167 @@
+"""Optuna's study: opened in its journal, told the truth about each run, and put right after any end.
+
+COMPLETE are trials that ran to their end, PRUNED those that the scheduler stopped, FAIL those that crashed or whose values
+are not finite. A trial is known by its run's name, made from the number of the trial that first drew it; trials that were
+added without a run of their own (`orchestrator.added_trials`) carry the attribute ADDED and are never mistaken for runs.
+"""
+
+import logging
+import math
+import os
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.config import ConstraintsConfig
+from orchestrator.constraints import violations
+from orchestrator.objectives import accuracy_of
+from orchestrator.records import RunRecord
+from orchestrator.samplers import make_sampler
+
+OBJECTIVES = ("val_accuracy", "macs")
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+RUN = "run"
+ADDED = "added"
+CURVE = "curve"
+REFUSED = "refused"
+MACS_RATIO = "macs_ratio"
+PARAMS_RATIO = "params_ratio"
+_CONSTRAINTS = "constraints"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+_log = logging.getLogger(__name__)
+
+
+def open_study(
+    journal: Path, name: str, seed: int, sampler: str = "tpe", constraints: ConstraintsConfig | None = None
+) -> optuna.Study:
+    """Open the journal's study, or create it, with a sampler of SAMPLERS seeded for the trials that are there.
+
+    The constraints are kept in the study, so that all that is told and added obeys the same; None leaves them as they are.
+    """
+    drop_torn_line(journal)
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+    study.sampler = make_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(OBJECTIVES))
+    if constraints is not None and constraints != constraints_of(study):
+        study.set_user_attr(_CONSTRAINTS, asdict(constraints))
+    return study
+
+
+def drop_torn_line(journal: Path) -> None:
+    """Cut off a last line that was not written to its end (power loss, full disk): the journal could not be read."""
+    if journal.exists():
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(journal, whole)
+
+
+def constraints_of(study: optuna.Study) -> ConstraintsConfig:
+    """Return the constraints that the study was opened with, none where it had none."""
+    return ConstraintsConfig(**study.user_attrs.get(_CONSTRAINTS, {}))
+
+
+def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
+    """Bring a study that was cut off in line with the table: no trial stays RUNNING, and none is lost.
+
+    A trial whose run has ended is told its result; one whose run has not is closed and enqueued again with its
+    parameters and its run's name, so that it goes on from its checkpoint.
+    """
+    trials = [trial for trial in study.get_trials(deepcopy=False) if ADDED not in trial.user_attrs]
+    waiting = {run_name(trial) for trial in trials if trial.state == TrialState.WAITING}
+    complete = {run_name(trial) for trial in trials if trial.state == TrialState.COMPLETE}
+    enqueued: set[str] = set()
+    for trial in trials:
+        name = run_name(trial)
+        record = records.get(name)
+        if trial.state == TrialState.RUNNING:
+            tell(study, trial.number, record)
+        # a point of the user's own that was cut off before all of it was suggested is still to be tried
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        cut_off = record is None and trial.state != TrialState.WAITING and params and REFUSED not in trial.user_attrs
+        if cut_off and name not in waiting | enqueued:
+            enqueued.add(name)
+            study.enqueue_trial(params, user_attrs={RUN: name})
+    if lost := complete - records.keys():
+        _log.warning("the results of %d finished trials are missing from the table; they are read again", len(lost))
+
+
+def close_running(study: optuna.Study) -> None:
+    """Tell FAIL for every trial that is RUNNING, those asked for and never started among them; `reconcile` takes them up
+    again when the sweep goes on.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:
+    """Tell the study how trial `number` ended; None means that its run was lost.
+
+    A complete run's values are its accuracy (`objectives.accuracy_of`) and MACs, FAIL where one of them, or a figure that
+    is limited, is missing or not finite. A pruned run has no values, and Optuna has no intermediate ones for two objectives
+    (`Trial.report` raises NotImplementedError): the last ones are its attributes `last_accuracy` and `last_macs`, beside
+    `epochs`. No constraint is set on it either: the accuracy of half a training would make it infeasible, and TPE ranks
+    infeasible trials behind pruned ones.
+    """
+    limits = None if record is None else _limits(record, constraints_of(study))
+    state = TrialState.FAIL if record is None else _true_state(record, limits)
+    if record is None or state == TrialState.FAIL:
+        study.tell(number, state=TrialState.FAIL)
+        return
+    trial = optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    for key, value in _attributes(record, state).items():
+        trial.set_user_attr(key, value)
+    if state == TrialState.PRUNED:
+        study.tell(number, state=TrialState.PRUNED)
+        return
+    for name, excess in (limits or {}).items():
+        if name not in trial.constraints:  # else a driver was killed right after setting it
+            trial.set_constraint(name, excess)
+    study.tell(number, values=[float(value) for value in _values(record) if value is not None])
+
+
+def _values(record: RunRecord) -> list[float | None]:
+    return [accuracy_of(record), record.macs]
+
+
+def _limits(record: RunRecord, constraints: ConstraintsConfig) -> dict[str, float] | None:
+    return violations(constraints, accuracy_of(record), record.macs_ratio, record.params_ratio)
+
+
+def _true_state(record: RunRecord, limits: dict[str, float] | None) -> TrialState:
+    values = _values(record)
+    if record.state == "FAIL" or not all(math.isfinite(value) for value in values if value is not None):
+        return TrialState.FAIL
+    if record.state == "PRUNED":
+        return TrialState.PRUNED
+    return TrialState.FAIL if None in values or limits is None else TrialState.COMPLETE
+
+
+def _attributes(record: RunRecord, state: TrialState) -> dict[str, float]:
+    """What is worth knowing beside the values; the ratios are what the constraints of a later sweep need."""
+    found: dict[str, float | None] = {"epochs": record.epochs}
+    if state == TrialState.PRUNED:
+        found |= {"last_accuracy": accuracy_of(record), "last_macs": record.macs}
+    else:
+        found |= {MACS_RATIO: record.macs_ratio, PARAMS_RATIO: record.params_ratio}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def name_of(number: int) -> str:
+    """Return the run's name of the trial that was asked for as `number`."""
+    return f"trial-{number:04d}"
+
+
+def run_name(trial: FrozenTrial) -> str:
+    """Return the name of the trial's run: for one that was cut off and enqueued again, that of its first draw."""
+    return str(trial.user_attrs.get(RUN) or name_of(trial.number))

@@ -1,0 +1,112 @@
+"""Curves in the table: candidates of the final stage, and the rules that end a search."""
+
+import json
+
+import pytest
+
+from orchestrator.config import StopConfig
+from orchestrator.curves import candidates, curve_table, final_curve, trial_of
+from orchestrator.finalists import pick_finalists
+from orchestrator.front import sweep_front
+from orchestrator.jobs import finetune_job
+from orchestrator.objectives import front_hypervolume, objectives
+from orchestrator.records import RunRecord
+from orchestrator.stop_rules import stop_reason
+
+
+def cut(epoch, settings, macs, accuracy, score):
+    return {"epoch": epoch, "settings": settings, "macs": macs, "params": macs, "accuracy": accuracy, "score": score}
+
+
+def trial(number=0, cuts=(), macs=400, score=0.8, state="COMPLETE", **more):
+    """A trial of two epochs on a dense network of 1,000 MACs and parameters."""
+    return RunRecord(
+        f"trial-{number:04d}", "trial", state, "id", "pretrain-channel", number, json.dumps({"energy": 0.1, "strength": 1}),
+        energy=0.1, epochs=2, val_accuracy=score - 0.1, score=score, macs=macs, macs_ratio=macs / 1000, params=macs,
+        params_ratio=macs / 1000, layers=["0"], ranks=[3], curve=json.dumps(list(cuts)) if cuts else None, duration_s=60.0,
+        **more,
+    )  # fmt: skip
+
+
+CUTS = (
+    cut(1, {}, 700, 0.2, 0.3),
+    cut(1, {"energy": 0.5}, 100, 0.1, 0.1),
+    cut(2, {}, 400, 0.7, 0.8),
+    cut(2, {"energy": 0.05}, 600, 0.75, 0.85),
+    cut(2, {"energy": 0.5}, 200, 0.3, 0.75),
+)
+
+
+def test_a_trial_brings_each_cut_of_its_last_epoch_as_a_candidate():
+    found = candidates([trial(3, CUTS)])
+    assert [row.name for row in found] == ["trial-0003", "trial-0003-cut-1", "trial-0003-cut-2"]
+    first, second = found[1], found[2]
+    assert (first.macs, first.macs_ratio, first.params_ratio) == (600, pytest.approx(0.6), pytest.approx(0.6))
+    assert (first.val_accuracy, first.score, first.energy) == (0.75, 0.85, 0.05)
+    assert json.loads(second.settings) == {"energy": 0.5, "strength": 1}
+    assert second.ranks is None
+    assert {trial_of(row) for row in found} == {"trial-0003"}
+    assert objectives(found)[:, 0].tolist() == [-0.8, -0.85, -0.75]  # scores, not accuracies after the cut
+
+
+def test_a_trial_that_was_stopped_or_failed_brings_none():
+    stopped = [trial(0, CUTS[:2], state="PRUNED"), trial(1, CUTS, state="FAIL")]
+    assert candidates(stopped) == []
+    assert final_curve(stopped[0]) == []
+    assert pick_finalists(stopped, 3) == []
+
+
+def test_a_finalist_is_fine_tuned_from_its_trial_with_the_settings_of_its_cut():
+    (pick,) = pick_finalists([trial(3, [*CUTS[:4], cut(2, {"energy": 0.5}, 200, 0.3, 0.9)])], 9)
+    job = finetune_job(pick)
+    assert (job.name, job.source, job.trial_number) == ("finetune-0003-cut-2", "trial-0003", 3)
+    assert job.settings == {"energy": 0.5, "strength": 1}
+
+
+def test_the_front_shows_finalists_of_cuts_with_their_scores_before():
+    tuned = RunRecord(
+        "finetune-0003-cut-2", "finetune", "COMPLETE", "id", "trial-0003", 3, val_accuracy=0.95, test_accuracy=0.94,
+        macs=200, macs_ratio=0.2, params=200, params_ratio=0.2,
+    )  # fmt: skip
+    front = sweep_front([trial(3, CUTS), tuned], 9)
+    assert [point.name for point in front.front] == ["trial-0003-cut-2", "trial-0003", "trial-0003-cut-1"]
+    assert [point.name for point in front.finalists] == ["finetune-0003-cut-2"]
+    assert front.before["finetune-0003-cut-2"].score == 0.75
+    assert front.hypervolume == pytest.approx(0.8 * 0.75 + 0.6 * 0.05 + 0.4 * 0.05)
+
+
+def test_a_table_for_mlflow_has_a_row_for_each_cut():
+    table = curve_table(json.dumps(CUTS))
+    assert table["columns"] == ["epoch", "settings", "macs", "params", "accuracy", "score"]
+    assert table["data"][1] == [1, '{"energy": 0.5}', 100, 100, 0.1, 0.1]
+    assert len(table["data"]) == 5
+
+
+class TestStopReason:
+    TRIALS = (trial(0, CUTS), trial(1), trial(2))
+
+    def test_none_without_a_limit(self):
+        assert stop_reason(StopConfig(), self.TRIALS, 1e9, 8) is None
+
+    @pytest.mark.parametrize(("elapsed_s", "stops"), [(7199, False), (7200, True)])
+    def test_wall_time(self, elapsed_s, stops):
+        assert (stop_reason(StopConfig(hours=2), [], elapsed_s, 1) is not None) is stops
+
+    @pytest.mark.parametrize(("cores", "stops"), [(1, False), (2, True)])
+    def test_core_hours_count_every_core_of_a_trial(self, cores, stops):
+        reason = stop_reason(StopConfig(core_hours=0.1), self.TRIALS, 0, cores)  # three minutes on each core
+        assert (reason == "stop.core_hours: the trials took 0.1 core-hours of 0.1") is stops
+
+    @pytest.mark.parametrize(
+        ("accuracy", "macs", "stops"), [(0.85, 0.6, True), (0.86, 0.6, False), (0.85, 0.5, False), (0.75, 0.2, True)]
+    )
+    def test_a_target_is_met_by_any_cut(self, accuracy, macs, stops):
+        config = StopConfig(target_accuracy=accuracy, target_macs_ratio=macs)
+        assert (stop_reason(config, self.TRIALS, 0, 1) is not None) is stops
+
+    @pytest.mark.parametrize(("patience", "stops"), [(1, True), (2, True), (3, False)])
+    def test_a_plateau_is_when_the_last_trials_add_nothing(self, patience, stops):
+        """Trials 1 and 2 repeat a point of trial 0."""
+        assert front_hypervolume(candidates(self.TRIALS)) == front_hypervolume(candidates(self.TRIALS[:1]))
+        assert (stop_reason(StopConfig(plateau_trials=patience), self.TRIALS, 0, 1) is not None) is stops
+        assert stop_reason(StopConfig(plateau_trials=patience), [trial(0), trial(1), trial(2, CUTS)], 0, 1) is None
