@@ -218,7 +218,7 @@ def _finetuned(records: list[RunRecord], task: Task, seed: int, folder: Path) ->
     data = load_train_validation(task.data)
     test = load_test(task.data, data)
     found = []
-    for place, pick in enumerate(pick_finalists(records, task.finetune.num_models)):
+    for place, pick in enumerate(pick_finalists(records, task.finetune)):
         training, method = apply_settings(
             json.loads(pick.settings or "{}"), replace(task.training, seed=seed), MethodConfig()
         )

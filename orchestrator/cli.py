@@ -85,7 +85,7 @@ def front(directory: _Dir, as_json: Annotated[bool, typer.Option("--json", help=
 
     paths = SweepPaths(directory)
     records, config = read_records(paths.results), load_config(paths.config)
-    found = sweep_front(records, config.finetune.num_models, config.search.constraints)
+    found = sweep_front(records, config.finetune, config.search.constraints)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:

@@ -86,12 +86,14 @@ class SearchConfig(Section):
 class FinetuneConfig(Section):
     """The final stage: at most `num_models` finalists, `epochs` each; `learning_rate` null means the trial's own.
 
-    `distillation`: the finalists also learn from the full-rank network of stage 1 that they come from.
+    Candidates whose score is below `min_relative_score` of the best one's are left out: what a cut has lost so far it does
+    not get back. `distillation`: the finalists also learn from the full-rank network of stage 1 that they come from.
     """
 
     num_models: Annotated[int, at_least(1)] = 5
     epochs: Annotated[int, at_least(1)] = 20
     learning_rate: Annotated[float | None, greater_than(0)] = None
+    min_relative_score: Annotated[float, in_interval(0, 1, closed="[]")] = 0.7
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 
@@ -99,13 +101,13 @@ class FinetuneConfig(Section):
 class SchedulerConfig(Section):
     """Early stopping of trials: `pareto_asha` (see `pareto_asha.ParetoASHA`), or `none`.
 
-    Trials are judged by their curves after `grace_period` epochs and each `reduction_factor` times as many; at each rung
-    the best 1 / `reduction_factor` go on, and all that are on its front. A share of `exempt_share` is never
-    stopped, and nobody is while fewer than `min_trials` have reached the rung.
+    Trials are judged by their curves after `grace_period` epochs (null: a third of them) and each `reduction_factor` times
+    as many; at each rung the best 1 / `reduction_factor` go on, and all that are on its front. A share of `exempt_share`
+    is never stopped, and nobody is while fewer than `min_trials` have reached the rung.
     """
 
     name: Literal["pareto_asha", "none"] = "pareto_asha"
-    grace_period: Annotated[int, at_least(1)] = 1
+    grace_period: Annotated[int | None, at_least(1)] = None
     reduction_factor: Annotated[float, greater_than(1)] = 3.0
     exempt_share: Annotated[float, in_interval(0, 1, closed="[]")] = 0.1
     min_trials: Annotated[int, at_least(1)] = 4

@@ -1,7 +1,7 @@
 """The curve of a trial: one training evaluated at many pruning thresholds, each point a candidate of the final stage.
 
 `results.parquet` holds a trial's curves, one for each rung it reached and one for its end, as JSON in the column `curve`:
-a list of {"epoch", "settings", "macs", "params", "accuracy", "score"}, as `trainers.curve.Cut` names them.
+a list of {"epoch", "settings", "macs", "params", "score"}, as `trainers.curve.Cut` names them.
 """
 
 import json
@@ -17,8 +17,8 @@ class CurvePoint:
     """One cut of one trial's network.
 
     `trial` is the name of the run whose model is cut, `settings` are those of the search space's choice that this cut
-    changes ({"energy": 0.02}); none for the trial's own. Ratios are to the dense network. `val_accuracy` is right after
-    the cut, `score` after the recovery (`trainers.recovery`).
+    changes ({"energy": 0.02}); none for the trial's own. Ratios are to the dense network. `score` is the validation
+    accuracy after the recovery (`trainers.recovery`).
     """
 
     trial: str
@@ -27,7 +27,6 @@ class CurvePoint:
     macs_ratio: float
     params: int
     params_ratio: float
-    val_accuracy: float
     score: float
 
 
@@ -46,7 +45,6 @@ def final_curve(record: RunRecord) -> list[CurvePoint]:
             cut["macs"] / dense_macs,
             cut["params"],
             cut["params"] / dense_params,
-            cut["accuracy"],
             cut["score"],
         )
         for cut in json.loads(record.curve)
@@ -80,10 +78,10 @@ def _candidate(trial: RunRecord, place: int, point: CurvePoint) -> RunRecord:
         macs_ratio=point.macs_ratio,
         params=point.params,
         params_ratio=point.params_ratio,
-        val_accuracy=point.val_accuracy,
         score=point.score,
         **columns,
         # measured for the trial's own cut alone
+        val_accuracy=None,
         val_top5_accuracy=None,
         val_macro_f1=None,
         val_loss=None,
@@ -102,7 +100,7 @@ def trial_of(candidate: RunRecord) -> str:
 def curve_table(curve: str) -> dict[str, Any]:
     """Return a trial's curves as MLflow shows tables: {"columns", "data"}."""
     cuts = json.loads(curve)
-    columns = ["epoch", "settings", "macs", "params", "accuracy", "score"]
+    columns = ["epoch", "settings", "macs", "params", "score"]
     return {"columns": columns, "data": [[_cell(cut[column]) for column in columns] for cut in cuts]}
 
 

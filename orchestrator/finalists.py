@@ -2,24 +2,27 @@
 
 import numpy as np
 
-from orchestrator.config import ConstraintsConfig
+from orchestrator.config import ConstraintsConfig, FinetuneConfig
 from orchestrator.constraints import feasible
 from orchestrator.curves import candidates
-from orchestrator.objectives import front_of, objectives
+from orchestrator.objectives import accuracy_of, front_of, objectives
 from orchestrator.pareto import spread_subset
 from orchestrator.records import RunRecord
 
 
 def pick_finalists(
-    trials: list[RunRecord], count: int, constraints: ConstraintsConfig | None = None
+    trials: list[RunRecord], config: FinetuneConfig, constraints: ConstraintsConfig | None = None
 ) -> list[RunRecord]:
-    """Return at most `count` non-dominated candidates, spread along the front by hypervolume contribution, best first.
+    """Return at most `config.num_models` non-dominated candidates, spread along the front, best first.
 
     Candidates are the trials and all cuts of their curves (`curves.candidates`), by their scores; those that break
-    `constraints` are left out. MACs count by their logarithm here: halving them is worth the same anywhere on the front.
+    `constraints`, or are below `config.min_relative_score` of the best, are left out. Each choice adds the most
+    hypervolume; MACs count by their logarithm there: halving them is worth the same anywhere on the front.
     """
     limits = constraints or ConstraintsConfig()
     front = front_of([candidate for candidate in candidates(trials) if feasible(candidate, limits)])
+    best = max((accuracy_of(candidate) or 0.0 for candidate in front), default=0.0)
+    front = [candidate for candidate in front if (accuracy_of(candidate) or 0.0) >= config.min_relative_score * best]
     points = objectives(front)
     points[:, 1] = np.log(points[:, 1])
-    return [front[row] for row in spread_subset(points, count)]
+    return [front[row] for row in spread_subset(points, config.num_models)]

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.config import ConstraintsConfig
+from orchestrator.config import ConstraintsConfig, FinetuneConfig
 from orchestrator.curves import candidates
 from orchestrator.finalists import pick_finalists
 from orchestrator.jobs import finetune_name
@@ -25,7 +25,7 @@ class FrontPoint:
 
     name: str
     run_id: str
-    val_accuracy: float
+    val_accuracy: float | None
     score: float | None
     test_accuracy: float | None
     macs: int
@@ -56,13 +56,15 @@ class SweepFront:
         }
 
 
-def sweep_front(records: list[RunRecord], num_models: int, constraints: ConstraintsConfig | None = None) -> SweepFront:
+def sweep_front(
+    records: list[RunRecord], finetune: FinetuneConfig, constraints: ConstraintsConfig | None = None
+) -> SweepFront:
     """Return the front of a sweep's table.
 
     Finalists are those picked from its trials as they are now: a sweep that was extended has fine-tuned others before.
     """
     trials = [record for record in records if record.stage == "trial"]
-    picks = {finetune_name(record): record for record in pick_finalists(trials, num_models, constraints)}
+    picks = {finetune_name(record): record for record in pick_finalists(trials, finetune, constraints)}
     finalists = [
         record
         for record in records
@@ -125,16 +127,15 @@ def _table(title: str) -> Table:
         collapse_padding=True,
     )
     table.add_column("run", no_wrap=True)
-    for heading in ("MACs", "cut\n%", "params", "cut\n%", "val\n%"):
+    for heading in ("MACs", "MACs\ncut %", "params\ncut %", "val\n%"):
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def _costs(point: FrontPoint) -> tuple[str, str, str, str]:
+def _costs(point: FrontPoint) -> tuple[str, str, str]:
     return (
         _count(point.macs),
         _percent(1 - point.macs_ratio),
-        _count(point.params),
         _percent(1 - point.params_ratio),
     )
 
@@ -157,7 +158,6 @@ def _difference(value: float | None, base: float | None) -> str:
 
 def _point(record: RunRecord) -> FrontPoint:
     costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
-    assert record.val_accuracy is not None, record.name
     assert None not in costs, record.name
     return FrontPoint(record.name, record.run_id, record.val_accuracy, record.score, record.test_accuracy, *costs)  # type: ignore[arg-type]
 

@@ -113,7 +113,7 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     if missing > 0:
         run_search(study, find_search_space(config.search_space), missing, config, paths, data, ledger)
     trials = ledger.records("trial")
-    picks = pick_finalists(trials, config.finetune.num_models, config.search.constraints)
+    picks = pick_finalists(trials, config.finetune, config.search.constraints)
     if not picks:
         raise SweepError(_no_finalist(trials))
     test = ray.put(load_test(config.data, plan.data).arrays())
@@ -141,7 +141,7 @@ def _require_complete(records: list[RunRecord]) -> None:
 
 def _publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> SweepFront:
     """Write the front to the output directory and to MLflow, and tag its members."""
-    front = sweep_front(ledger.records(), config.finetune.num_models, config.search.constraints)
+    front = sweep_front(ledger.records(), config.finetune, config.search.constraints)
     write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
     members = {point.name.partition("-cut-")[0] for point in front.front}
     for record in ledger.records("trial"):

@@ -17,10 +17,11 @@ def make_halving(config: SweepConfig) -> ParetoHalving | None:
     scheduler = config.scheduler
     if scheduler.name == "none":
         return None
+    grace_period = scheduler.grace_period or -(-config.training.epochs // 3)
     return ParetoHalving(
         DIRECTIONS,
-        max_t=max(config.training.epochs, scheduler.grace_period),
-        grace_period=scheduler.grace_period,
+        max_t=max(config.training.epochs, grace_period),
+        grace_period=grace_period,
         reduction_factor=scheduler.reduction_factor,
         exempt_share=scheduler.exempt_share,
         min_trials=scheduler.min_trials,

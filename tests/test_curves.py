@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.config import StopConfig
+from orchestrator.config import FinetuneConfig, StopConfig
 from orchestrator.curves import candidates, curve_table, final_curve, trial_of
 from orchestrator.finalists import pick_finalists
 from orchestrator.front import sweep_front
@@ -14,8 +14,8 @@ from orchestrator.records import RunRecord
 from orchestrator.stop_rules import stop_reason
 
 
-def cut(epoch, settings, macs, accuracy, score):
-    return {"epoch": epoch, "settings": settings, "macs": macs, "params": macs, "accuracy": accuracy, "score": score}
+def cut(epoch, settings, macs, score):
+    return {"epoch": epoch, "settings": settings, "macs": macs, "params": macs, "score": score}
 
 
 def trial(number=0, cuts=(), macs=400, score=0.8, state="COMPLETE", **more):
@@ -29,11 +29,11 @@ def trial(number=0, cuts=(), macs=400, score=0.8, state="COMPLETE", **more):
 
 
 CUTS = (
-    cut(1, {}, 700, 0.2, 0.3),
-    cut(1, {"energy": 0.5}, 100, 0.1, 0.1),
-    cut(2, {}, 400, 0.7, 0.8),
-    cut(2, {"energy": 0.05}, 600, 0.75, 0.85),
-    cut(2, {"energy": 0.5}, 200, 0.3, 0.75),
+    cut(1, {}, 700, 0.3),
+    cut(1, {"energy": 0.5}, 100, 0.1),
+    cut(2, {}, 400, 0.8),
+    cut(2, {"energy": 0.05}, 600, 0.85),
+    cut(2, {"energy": 0.5}, 200, 0.75),
 )
 
 
@@ -42,7 +42,7 @@ def test_a_trial_brings_each_cut_of_its_last_epoch_as_a_candidate():
     assert [row.name for row in found] == ["trial-0003", "trial-0003-cut-1", "trial-0003-cut-2"]
     first, second = found[1], found[2]
     assert (first.macs, first.macs_ratio, first.params_ratio) == (600, pytest.approx(0.6), pytest.approx(0.6))
-    assert (first.val_accuracy, first.score, first.energy) == (0.75, 0.85, 0.05)
+    assert (first.val_accuracy, first.score, first.energy) == (None, 0.85, 0.05)
     assert json.loads(second.settings) == {"energy": 0.5, "strength": 1}
     assert second.ranks is None
     assert {trial_of(row) for row in found} == {"trial-0003"}
@@ -53,14 +53,21 @@ def test_a_trial_that_was_stopped_or_failed_brings_none():
     stopped = [trial(0, CUTS[:2], state="PRUNED"), trial(1, CUTS, state="FAIL")]
     assert candidates(stopped) == []
     assert final_curve(stopped[0]) == []
-    assert pick_finalists(stopped, 3) == []
+    assert pick_finalists(stopped, FinetuneConfig(3)) == []
 
 
 def test_a_finalist_is_fine_tuned_from_its_trial_with_the_settings_of_its_cut():
-    (pick,) = pick_finalists([trial(3, [*CUTS[:4], cut(2, {"energy": 0.5}, 200, 0.3, 0.9)])], 9)
+    (pick,) = pick_finalists([trial(3, [*CUTS[:4], cut(2, {"energy": 0.5}, 200, 0.9)])], FinetuneConfig(9))
     job = finetune_job(pick)
     assert (job.name, job.source, job.trial_number) == ("finetune-0003-cut-2", "trial-0003", 3)
     assert job.settings == {"energy": 0.5, "strength": 1}
+
+
+def test_what_has_lost_too_much_is_not_fine_tuned():
+    cuts = [*CUTS[:3], cut(2, {"energy": 0.5}, 200, 0.5)]
+    assert [pick.macs for pick in pick_finalists([trial(0, cuts)], FinetuneConfig(9))] == [400]
+    everyone = FinetuneConfig(9, min_relative_score=0.5)
+    assert sorted(pick.macs for pick in pick_finalists([trial(0, cuts)], everyone)) == [200, 400]
 
 
 def test_the_front_shows_finalists_of_cuts_with_their_scores_before():
@@ -68,7 +75,7 @@ def test_the_front_shows_finalists_of_cuts_with_their_scores_before():
         "finetune-0003-cut-2", "finetune", "COMPLETE", "id", "trial-0003", 3, val_accuracy=0.95, test_accuracy=0.94,
         macs=200, macs_ratio=0.2, params=200, params_ratio=0.2,
     )  # fmt: skip
-    front = sweep_front([trial(3, CUTS), tuned], 9)
+    front = sweep_front([trial(3, CUTS), tuned], FinetuneConfig(9))
     assert [point.name for point in front.front] == ["trial-0003-cut-2", "trial-0003", "trial-0003-cut-1"]
     assert [point.name for point in front.finalists] == ["finetune-0003-cut-2"]
     assert front.before["finetune-0003-cut-2"].score == 0.75
@@ -77,8 +84,8 @@ def test_the_front_shows_finalists_of_cuts_with_their_scores_before():
 
 def test_a_table_for_mlflow_has_a_row_for_each_cut():
     table = curve_table(json.dumps(CUTS))
-    assert table["columns"] == ["epoch", "settings", "macs", "params", "accuracy", "score"]
-    assert table["data"][1] == [1, '{"energy": 0.5}', 100, 100, 0.1, 0.1]
+    assert table["columns"] == ["epoch", "settings", "macs", "params", "score"]
+    assert table["data"][1] == [1, '{"energy": 0.5}', 100, 100, 0.1]
     assert len(table["data"]) == 5
 
 

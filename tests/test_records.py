@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config import FinetuneConfig
 from orchestrator.finalists import pick_finalists
 from orchestrator.front import sweep_front
 from orchestrator.objectives import front_hypervolume, front_of
@@ -70,10 +71,10 @@ def test_the_front_leaves_out_failed_and_dominated_trials_and_repeats():
 
 def test_finalists_are_spread_and_at_most_as_many_as_asked():
     rows = [trial(i, 0.5 + i / 100, 10 * 2**i) for i in range(6)]
-    picks = pick_finalists(rows, 3)
+    picks = pick_finalists(rows, FinetuneConfig(3))
     assert len({pick.name for pick in picks}) == 3
-    assert len(pick_finalists(rows, 99)) == 6
-    assert pick_finalists([trial(0, None, None, state="FAIL")], 3) == []
+    assert len(pick_finalists(rows, FinetuneConfig(99))) == 6
+    assert pick_finalists([trial(0, None, None, state="FAIL")], FinetuneConfig(3)) == []
 
 
 def test_points_of_the_front_as_json():
@@ -81,11 +82,11 @@ def test_points_of_the_front_as_json():
     dense = trial(8, 0.97, 1000, stage="dense", name="dense", test_accuracy=0.96)
     earlier = trial(9, 0.6, 200, stage="finetune", name="finetune-0001", source="trial-0001", test_accuracy=0.6)
     rows = [trial(1, 0.6, 200), trial(2, 0.7, 100), tuned, earlier, dense]
-    found = sweep_front(rows, 1).as_json()
+    found = sweep_front(rows, FinetuneConfig(1)).as_json()
     assert len(found["finalists"]) == 1  # 1 was picked before 2 came to dominate it
     keys = {"name", "run_id", "val_accuracy", "macs", "macs_ratio", "params", "params_ratio"}
     assert found.keys() == {"dense", "front", "finalists"}
     assert found["dense"].keys() == found["finalists"][0].keys() == keys | {"test_accuracy"}
     assert found["front"][0].keys() == keys
     assert found["finalists"][0]["test_accuracy"] == 0.94
-    assert sweep_front([], 1).as_json() == {"dense": None, "front": [], "finalists": []}
+    assert sweep_front([], FinetuneConfig(1)).as_json() == {"dense": None, "front": [], "finalists": []}

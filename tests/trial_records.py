@@ -9,4 +9,4 @@ def record(name, accuracy=0.9, macs=100, state="COMPLETE", **columns):
 
 
 def point(trial, settings, score=0.8, macs=50, macs_ratio=0.5, params_ratio=0.5):
-    return CurvePoint(trial, settings, macs, macs_ratio, 10, params_ratio, 0.1, score)
+    return CurvePoint(trial, settings, macs, macs_ratio, 10, params_ratio, score)

@@ -198,7 +198,7 @@ class CurveConfig(Section):
     largest: Annotated[float, in_interval(0, 1, closed="(]")] = 0.8
     smallest: Annotated[float, in_interval(0, 1, closed="(]")] = 0.04
     batch_norm_batches: Annotated[int, at_least(0)] = 10
-    recovery_steps: Annotated[int, at_least(0)] = 20
+    recovery_steps: Annotated[int, at_least(0)] = 10
     max_validation: Annotated[int, at_least(1)] = 2000
 
     def problems(self) -> list[tuple[str, str]]:

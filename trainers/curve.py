@@ -26,13 +26,12 @@ from trainers.recovery import recover
 @dataclass(frozen=True)
 class Cut:
     """One cut of a trained network. `settings` are those of the rank rule that differ from the method's own: none for its
-    own cut. `accuracy` is right after the cut, `score` after the recovery; MACs are of one sample.
+    own cut. `score` is the validation accuracy after the recovery; MACs are of one sample.
     """
 
     settings: dict[str, float]
     macs: int
     params: int
-    accuracy: float
     score: float
 
     def record(self) -> dict[str, Any]:
@@ -102,7 +101,6 @@ def _score(
 ) -> Cut:
     cost = measure_cost(model, data.sample_shape)
     model = model.to(memory_format=torch.channels_last)
-    accuracy = evaluate_split(model, data, training.dtype)["accuracy"]
     recover(model, data, training, config)
     score = evaluate_split(model, data, training.dtype)["accuracy"]
-    return Cut(settings, cost.macs, cost.params, accuracy, score)
+    return Cut(settings, cost.macs, cost.params, score)
