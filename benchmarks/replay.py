@@ -1,0 +1,232 @@
+"""What do schedulers stop, when recorded trials are played back to them?
+
+`--record` trains random trials of the search space to the end, scoring a curve after every epoch, and writes them to a
+table. The replay then gives each scheduler the same trials in a random order on any number of simulated workers, as their
+epochs would end, and counts: the share of the trials that are on the front when everything is trained to the end and that
+the scheduler stops, the share of all epochs that it trains, and the hypervolume that is left. Twenty orders, mean ± standard
+deviation. `asha` is asynchronous successive halving on the score of a trial's own cut; `pareto` is `ParetoHalving`, on
+curves, or on own cuts alone.
+
+    python benchmarks/replay.py --record --mnist DIR --table FILE       # a quarter of an hour on two cores
+    python benchmarks/replay.py --table FILE --json FILE --markdown FILE
+"""
+
+import argparse
+import heapq
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from orchestrator.halving import ParetoHalving
+from orchestrator.pareto import hypervolume, non_dominated
+from search_spaces import find_search_space
+from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig, apply_settings
+from trainers.data import load_train_validation
+from trainers.models import ModelSpec
+from trainers.recipe import MODEL_FILE, Setting, compress, pretrain
+
+FLOOR = 0.8
+TRAINING = TrainingConfig(batch_size=100, pretrain_epochs=6, epochs=9, learning_rate=1e-3)
+Curves = list[list[list[float]]]  # epoch, point, (score, share of the dense MACs); a trial's own cut first
+
+
+def record(trial: tuple[int, dict[str, Any], str, str]) -> Curves | None:
+    """Train one trial to the end; None if it diverges."""
+    from trainers.errors import NonFiniteError
+
+    number, settings, mnist, folder = trial
+    torch.set_num_threads(1)
+    training, method = apply_settings(settings, TRAINING, MethodConfig())
+    data = load_train_validation(DataConfig("mnist", root=mnist, max_train=6_000, validation_fraction=0.25))
+    setting = Setting(ModelSpec(ModelConfig("mlp", (300, 100)), data.sample_shape, data.num_classes), data, training)
+    start, curve = Path(folder) / f"{number}", CurveConfig(num_points=6)
+    try:
+        list(pretrain(setting, method, start, Path(folder) / "store"))
+        results = list(compress(setting, method, start / MODEL_FILE, None, curve, range(1, training.epochs)))
+    except NonFiniteError:
+        return None
+    dense = setting.dense_cost.macs
+    return [[[cut["score"], cut["macs"] / dense] for cut in result.curve or []] for result in results]
+
+
+def record_table(mnist: str, num_trials: int, workers: int) -> list[Curves]:
+    """Train `num_trials` random trials of the space `svd_training`."""
+    import optuna
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = find_search_space("svd_training")
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        trials = [(number, space(study.ask()), mnist, folder) for number in range(num_trials)]
+        return [curves for curves in pool.map(record, trials) if curves is not None]
+
+
+Scheduler = Callable[[str, int, list[list[float]]], bool]  # trial, epoch, its points: does it go on?
+
+
+def asha(epochs: int, grace_period: int, reduction_factor: float = 3.0) -> Scheduler:
+    """Asynchronous successive halving on one score: at a rung a trial goes on if it is in the best 1 / reduction_factor."""
+    rungs = {grace_period * round(reduction_factor**k): list[float]() for k in range(9)}
+
+    def goes_on(trial: str, epoch: int, points: list[list[float]]) -> bool:
+        if epoch not in rungs or epoch >= epochs:
+            return True
+        scores = rungs[epoch]
+        scores.append(points[0][0])
+        return points[0][0] >= float(np.quantile(scores, 1 - 1 / reduction_factor))
+
+    return goes_on
+
+
+def pareto(epochs: int, grace_period: int, *, own: bool = False, **settings: Any) -> Scheduler:
+    """`ParetoHalving` on curves, or on a trial's own cut alone."""
+    halving = ParetoHalving(("max", "min"), epochs, grace_period, **{"min_trials": 4, **settings})
+    return lambda trial, epoch, points: halving.record(trial, epoch, points[:1] if own else points)
+
+
+SCHEDULERS: dict[str, Callable[[int], Scheduler]] = {
+    "none": lambda _: lambda *_: True,
+    "asha, from epoch 1": lambda epochs: asha(epochs, 1),
+    "asha, from epoch 3": lambda epochs: asha(epochs, 3),
+    "pareto, own cuts, from epoch 1": lambda epochs: pareto(epochs, 1, own=True),
+    "pareto, own cuts, from epoch 3": lambda epochs: pareto(epochs, 3, own=True),
+    "pareto, curves, from epoch 1": lambda epochs: pareto(epochs, 1),
+    "pareto, curves, from epoch 3": lambda epochs: pareto(epochs, 3),
+    "pareto, curves, from epoch 3, a tenth exempt (default)": lambda epochs: pareto(epochs, 3, exempt_share=0.1),
+    "pareto, curves, from epoch 3, front not spared": lambda epochs: pareto(epochs, 3, spare_front=False),
+}
+
+
+def replay(table: Sequence[Curves], order: Sequence[int], scheduler: Scheduler, workers: int) -> dict[int, int]:
+    """Play trials of the table back in `order`; returns how many epochs each of them was trained, by place in the order.
+
+    Every epoch takes the same time; a worker takes the next trial as soon as its own has ended.
+    """
+    trained: dict[int, int] = {}
+    waiting = iter(range(len(order)))
+    events: list[tuple[int, int, int]] = []  # time, place in the order, epoch that ends then
+
+    def start(now: int) -> None:
+        place = next(waiting, None)
+        if place is not None:
+            heapq.heappush(events, (now + 1, place, 1))
+
+    for _ in range(workers):
+        start(0)
+    while events:
+        now, place, epoch = heapq.heappop(events)
+        curves = table[order[place]]
+        trained[place] = epoch
+        if scheduler(str(place), epoch, curves[epoch - 1]) and epoch < len(curves):
+            heapq.heappush(events, (now + 1, place, epoch + 1))
+        else:
+            start(now)
+    return trained
+
+
+def front_trials(table: Sequence[Curves]) -> set[int]:
+    """The trials with a point on the front when everything is trained to the end."""
+    points = [(-score, macs, trial) for trial, curves in enumerate(table) for score, macs in curves[-1]]
+    keep = non_dominated(np.array([point[:2] for point in points]))
+    return {point[2] for point, kept in zip(points, keep, strict=True) if kept}
+
+
+def volume(curves: Sequence[list[list[float]]]) -> float:
+    """Hypervolume above FLOOR of all points."""
+    points = np.array([(-score, macs) for curve in curves for score, macs in curve]).reshape(-1, 2)
+    return hypervolume(points, np.array([-FLOOR, 1.0])) / (1 - FLOOR)
+
+
+def compare(table: list[Curves], seeds: int, workers: int) -> list[dict[str, Any]]:
+    """One row a scheduler."""
+    front, epochs = front_trials(table), len(table[0])
+    whole = volume([curves[-1] for curves in table])
+    rows = []
+    for name, make in SCHEDULERS.items():
+        stopped, share, left = [], [], []
+        for seed in range(seeds):
+            order = np.random.default_rng(seed).permutation(len(table)).tolist()
+            trained = replay(table, order, make(epochs), workers)
+            ended = {order[place] for place, count in trained.items() if count == epochs}
+            stopped.append(len(front - ended) / len(front))
+            share.append(sum(trained.values()) / (epochs * len(table)))
+            left.append(volume([table[trial][-1] for trial in ended]) / whole)
+        rows.append({"scheduler": name, "front_stopped": stopped, "epochs_trained": share, "hypervolume": left})
+    return rows
+
+
+def at_scale(table: list[Curves], num_trials: int, workers: int) -> float:
+    """Seconds for `num_trials` trials, drawn from the table with a little noise, by the default scheduler."""
+    generator = np.random.default_rng(0)
+    drawn = [table[i] for i in generator.integers(len(table), size=num_trials)]
+    noisy = [
+        [[[score + noise, macs] for score, macs in curve] for curve in curves]
+        for curves, noise in zip(drawn, generator.normal(0, 1e-3, num_trials), strict=True)
+    ]
+    start = time.perf_counter()
+    scheduler = SCHEDULERS["pareto, curves, from epoch 3, a tenth exempt (default)"](len(table[0]))
+    trained = replay(noisy, range(num_trials), scheduler, workers)
+    assert len(trained) == num_trials
+    return time.perf_counter() - start
+
+
+def markdown(rows: list[dict[str, Any]], table: list[Curves], seeds: int, workers: int, scale: dict[int, float]) -> str:
+    lines = [
+        f"{len(table)} recorded trials of {len(table[0])} epochs (MLP on MNIST, {len(front_trials(table))} of them on the "
+        f"front in the end), {workers} simulated workers, {seeds} orders; mean ± standard deviation, %.",
+        "",
+        "| scheduler | trials of the true front stopped | epochs trained | hypervolume left |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            f"{100 * statistics.mean(row[key]):.1f} ± {100 * statistics.stdev(row[key]):.1f}"
+            for key in ("front_stopped", "epochs_trained", "hypervolume")
+        ]
+        lines.append(f"| {row['scheduler']} | " + " | ".join(cells) + " |")
+    for count, seconds in scale.items():
+        lines += ["", f"{count:,} trials on 500 simulated workers were replayed in {seconds:.0f} s."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="train the trials and write the table")
+    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--trials", type=int, default=200, help="to record")
+    parser.add_argument("--workers", type=int, default=2, help="processes that record, of one thread each")
+    parser.add_argument("--simulated-workers", type=int, default=8)
+    parser.add_argument("--scale", type=int, nargs="*", default=[1_000, 10_000], help="numbers of trials to time")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    if options.record:
+        recorded = record_table(options.mnist, options.trials, options.workers)
+        pq.write_table(pa.table({"curves": recorded}), options.table)
+        print(f"{len(recorded)} trials of {options.trials} recorded in {options.table}")
+        return
+    table: list[Curves] = pq.read_table(options.table)["curves"].to_pylist()
+    rows = compare(table, options.seeds, options.simulated_workers)
+    scale = {count: at_scale(table, count, 500) for count in options.scale}
+    if options.json is not None:
+        options.json.write_text(json.dumps({"rows": rows, "replay_s": scale}, indent=1) + "\n")
+    text = markdown(rows, table, options.seeds, options.simulated_workers, scale)
+    print(text)
+    if options.markdown is not None:
+        options.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
