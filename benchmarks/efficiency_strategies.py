@@ -24,12 +24,16 @@ prepare_environment()
 
 @dataclass(frozen=True)
 class Task:
-    """A network on a data set, the caps of every strategy on it, and from which accuracy the hypervolume counts."""
+    """A network on a data set, the caps of the strategies on it, and from which accuracy the hypervolume counts.
+
+    Strategies with one point a training have more trainings, `plain_trials`, and spend several times as much in all.
+    """
 
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
     num_trials: int
+    plain_trials: int
     finetune: FinetuneConfig
     floor: float
     search_space: str = "svd_training"
@@ -49,12 +53,21 @@ class Outcome:
 
     events: list[Event]
     finalists: list[tuple[float, float]]
+    num_shared: int = 0  # so many events, the first ones, are trainings of stage 1 for all trials
+    stage_one_s: float = 0.0  # what one of them cost
+
+    def with_own_stage_one(self) -> "Outcome":
+        """Return the same run with every trial charged with a stage 1 of its own, as if nothing were shared."""
+        trials = self.events[self.num_shared :]
+        return replace(self, events=[replace(event, core_s=event.core_s + self.stage_one_s) for event in trials])
 
     @staticmethod
     def read(record: dict[str, Any]) -> "Outcome":
         """Undo `asdict`."""
         events = [Event(event["core_s"], [tuple(point) for point in event["points"]]) for event in record["events"]]
-        return Outcome(events, [tuple(point) for point in record["finalists"]])
+        return Outcome(
+            events, [tuple(point) for point in record["finalists"]], record["num_shared"], record["stage_one_s"]
+        )
 
 
 def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> SweepConfig:
@@ -74,8 +87,8 @@ def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> Sw
     )
 
 
-def ours(task: Task, seed: int, folder: Path, *, own_stage_one: bool = False, **levers: Any) -> Outcome:
-    """Run a sweep. `own_stage_one`: every trial is charged with a stage 1 of its own, as if nothing were shared."""
+def ours(task: Task, seed: int, folder: Path, **levers: Any) -> Outcome:
+    """Run a sweep."""
     from rich.console import Console
 
     from orchestrator.pipeline import run_sweep
@@ -83,18 +96,17 @@ def ours(task: Task, seed: int, folder: Path, *, own_stage_one: bool = False, **
     with (folder.parent / f"{folder.name}.log").open("w") as log:
         run_sweep(sweep_config(folder.name, task, seed, levers), folder, Console(file=log))
     records = read_records(SweepPaths(folder.absolute()).results)
-    stage_one = {record.name: record.cpu_s or 0.0 for record in records if record.stage == "pretrain"}
-    events = [] if own_stage_one else [Event(core_s, []) for core_s in stage_one.values()]
+    stage_one = [record.cpu_s or 0.0 for record in records if record.stage == "pretrain"]
+    events = [Event(core_s, []) for core_s in stage_one]
     for record in (record for record in records if record.stage == "trial"):
-        extra = stage_one[record.source or ""] if own_stage_one else 0.0
         points = [(point.macs_ratio, point.score) for point in final_curve(record)]
-        events.append(Event((record.cpu_s or 0.0) + extra, points))
+        events.append(Event(record.cpu_s or 0.0, points))
     finalists = [
         (record.macs_ratio or 1.0, record.test_accuracy or 0.0)
         for record in records
         if record.stage == "finetune" and record.state == "COMPLETE"
     ]
-    return Outcome(events, finalists)
+    return Outcome(events, finalists, len(stage_one), sum(stage_one) / len(stage_one))
 
 
 def plain(task: Task, seed: int, folder: Path, *, random: bool = False, asha: bool = False) -> Outcome:
@@ -127,7 +139,7 @@ def plain(task: Task, seed: int, folder: Path, *, random: bool = False, asha: bo
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=scheduler,
-            num_samples=task.num_trials,
+            num_samples=task.plain_trials,
             max_concurrent_trials=2,
             reuse_actors=True,
         ),
@@ -241,7 +253,6 @@ STRATEGIES: dict[str, Any] = {
     "without scheduler": lambda *place: ours(*place, scheduler=SchedulerConfig(name="none")),
     "without TPE": lambda *place: ours(*place, sampler="random"),
     "without recovery": lambda *place: ours(*place, curve=CurveConfig(batch_norm_batches=0, recovery_steps=0)),
-    "without a shared stage 1": lambda *place: ours(*place, own_stage_one=True),
 }
 
 

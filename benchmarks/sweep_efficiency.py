@@ -1,7 +1,8 @@
 """How much compute does each search strategy need for a front of the same quality?
 
-All strategies train with the same code, data, search space and number of trials. Every trial's networks are points (share
-of the dense MACs, validation score after the same cheap recovery). The best front of all strategies and seeds together is
+All strategies train with the same code, data and search space, two trials at once. Every trial's networks are points (share
+of the dense MACs, validation score after the same cheap recovery); strategies that get one point from a training have more
+trainings. The best front of all strategies and seeds together is
 the yardstick: reported are the CPU core-seconds after which a strategy's own points first dominate 95 % and 99 % of its
 hypervolume (all trials until then, those stopped early and stage 1 included; where a run ends before, its whole cost, a
 lower bound), the hypervolume in the end, and that of the test accuracies of the fine-tuned finalists. Speedups are
@@ -44,7 +45,8 @@ def tasks(mnist: str, cifar10: str) -> dict[str, Task]:
             DataConfig("mnist", root=mnist, max_train=10_000, validation_fraction=0.2),
             ModelConfig("mlp", (300, 100)),
             training,
-            num_trials=40,
+            num_trials=24,
+            plain_trials=72,
             finetune=FinetuneConfig(num_models=5, epochs=3),
             floor=0.8,
         ),
@@ -52,7 +54,8 @@ def tasks(mnist: str, cifar10: str) -> dict[str, Task]:
             DataConfig("parquet", root=cifar10, max_train=2_500, validation_fraction=0.3),
             ModelConfig("resnet8"),
             training,
-            num_trials=24,
+            num_trials=16,
+            plain_trials=40,
             finetune=FinetuneConfig(num_models=4, epochs=3),
             floor=0.15,
         ),
@@ -66,7 +69,8 @@ def quick_tasks() -> dict[str, Task]:
             DataConfig("digits", validation_fraction=0.2),
             ModelConfig("tiny"),
             TrainingConfig(batch_size=64, pretrain_epochs=6, epochs=4, learning_rate=2e-3),
-            num_trials=12,
+            num_trials=8,
+            plain_trials=32,
             finetune=FinetuneConfig(num_models=3, epochs=3),
             floor=0.5,
         )
@@ -142,7 +146,7 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
             f"### {name}",
             "",
             f"{task.model.name} on {task.data.name}, {training.pretrain_epochs} + {training.epochs} epochs, "
-            f"{task.num_trials} trials of the space {task.search_space}, {task.finetune.num_models} finalists fine-tuned "
+            f"{task.num_trials} trials ({task.plain_trials} of one point each) of the space {task.search_space}, {task.finetune.num_models} finalists fine-tuned "
             f"for {task.finetune.epochs} epochs; hypervolume above accuracy {task.floor:g}, as a share of the pooled "
             "front's (test: of the whole area). In brackets: seeds that got there; the others count with all they spent.",
             "",
@@ -208,6 +212,7 @@ def main() -> None:
             for seed in range(seeds):
                 for strategy in options.strategies:
                     runs[strategy].append(outcome_of(name, strategy, task, seed, output))
+                runs.setdefault("without a shared stage 1", []).append(runs[OURS][-1].with_own_stage_one())
             found[name] = summary(task, runs)
     if options.json is not None:
         options.json.write_text(json.dumps(_for_programs(found) if options.quick else found, indent=1) + "\n")

@@ -117,8 +117,8 @@ def compress(
 ) -> Iterator[EpochResult]:
     """Stage 2: `training.epochs` with the whole method, from stage 1's model file; metrics are those of the cut copy.
 
-    With `curve`, the results of the last epoch, and of those in `curve_epochs` (half as many), hold scored cuts, and the
-    metric `score` is that of the method's own.
+    With `curve`, the results of the last epoch, and of those in `curve_epochs`, hold scored cuts, and the metric `score`
+    is that of the method's own. On the way there are half as many, without steps of recovery.
     """
     saved = load_model(start_from)
 
@@ -141,7 +141,7 @@ def compress(
     stage = _stage("compress", setting, epochs, directory, record)
 
     def evaluate(method: Method, placed: Setting, epoch: int) -> Evaluation:
-        on_the_way = None if curve is None else replace(curve, num_points=-(-curve.num_points // 2))
+        on_the_way = None if curve is None else replace(curve, num_points=-(-curve.num_points // 2), recovery_steps=0)
         return _cut_evaluation(method, placed, (curve if epoch == epochs else on_the_way) if epoch in due else None)
 
     yield from _run(stage, setting, directory, start, evaluate)
