@@ -146,7 +146,8 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
             f"### {name}",
             "",
             f"{task.model.name} on {task.data.name}, {training.pretrain_epochs} + {training.epochs} epochs, "
-            f"{task.num_trials} trials ({task.plain_trials} of one point each) of the space {task.search_space}, {task.finetune.num_models} finalists fine-tuned "
+            f"{task.num_trials} trials ({task.plain_trials} where each gives one point) of the space {task.search_space}, "
+            f"{task.finetune.num_models} finalists fine-tuned "
             f"for {task.finetune.epochs} epochs; hypervolume above accuracy {task.floor:g}, as a share of the pooled "
             "front's (test: of the whole area). In brackets: seeds that got there; the others count with all they spent.",
             "",

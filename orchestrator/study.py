@@ -24,7 +24,7 @@ from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.samplers import make_sampler
 
-OBJECTIVES = ("val_accuracy", "macs")
+OBJECTIVES = ("score", "macs")
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 RUN = "run"
 ADDED = "added"

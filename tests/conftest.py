@@ -8,9 +8,9 @@ import hypothesis
 import pytest
 import torch
 
-from orchestrator.config import FinetuneConfig, SearchConfig, SweepConfig
+from orchestrator.config import FinetuneConfig, SchedulerConfig, SearchConfig, SweepConfig
 from orchestrator.ray_session import prepare_environment
-from trainers.config import DataConfig, ModelConfig, TrainingConfig
+from trainers.config import CurveConfig, DataConfig, ModelConfig, TrainingConfig
 from trainers.data import ImageData, load_train_validation
 
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
@@ -46,7 +46,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_sweep() -> SweepConfig:
-    """A sweep of seconds: four trials of two epochs, one after the other."""
+    """A sweep of seconds: four trials of two epochs, one after the other, each with a short curve; none is stopped."""
     return SweepConfig(
         name="small",
         model=ModelConfig("tiny"),
@@ -54,5 +54,7 @@ def small_sweep() -> SweepConfig:
         search_space="spaces:quick",
         training=TrainingConfig(batch_size=64, pretrain_epochs=2, epochs=2, learning_rate=2e-3),
         search=SearchConfig(num_trials=4, max_concurrent=1),
+        curve=CurveConfig(num_points=3, recovery_steps=2),
+        scheduler=SchedulerConfig("none"),
         finetune=FinetuneConfig(num_models=2, epochs=1),
     )

@@ -25,6 +25,11 @@ def sometimes_diverges(trial: BaseTrial) -> dict[str, Any]:
     return {**quick(trial), "learning_rate": learning_rate}
 
 
+def sometimes_ruined(trial: BaseTrial) -> dict[str, Any]:
+    """Some trials have a learning rate that ruins the network without ending in NaN."""
+    return {**quick(trial), "learning_rate": trial.suggest_categorical("learning_rate", [1e-3, 0.1])}
+
+
 def always_diverges(trial: BaseTrial) -> dict[str, Any]:
     return {**quick(trial), "learning_rate": 1e30}
 

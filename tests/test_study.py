@@ -75,7 +75,7 @@ def test_a_reopened_study_does_not_draw_its_first_points_again(study, tmp_path):
 
 def test_objectives_are_named_and_directed(study):
     assert study.directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
-    assert study.metric_names == ["val_accuracy", "macs"]
+    assert study.metric_names == ["score", "macs"]
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])

@@ -13,12 +13,13 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from rich.console import Console
 
-from orchestrator.config import load_config
+from orchestrator.config import SchedulerConfig, StopConfig, load_config
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
 from orchestrator.records import read_records, write_records
-from orchestrator.study import open_study
-from trainers.config import DataConfig, DistillationConfig
+from orchestrator.scheduler import make_scheduler
+from orchestrator.study import ADDED, open_study
+from trainers.config import CurveConfig, DataConfig, DistillationConfig
 from trainers.cost import measure_cost
 from trainers.data import load_test
 from trainers.errors import ConfigError, DataError, SweepError
@@ -44,8 +45,17 @@ def comparable(output):
     )
 
 
+def study_trials(output):
+    return open_study(SweepPaths(output).study, "small", 0).trials
+
+
 def study_states(output):
-    return [trial.state for trial in open_study(SweepPaths(output).study, "small", 0).trials]
+    """The states of the trials that were run; those of curve points are left out."""
+    return [trial.state for trial in study_trials(output) if ADDED not in trial.user_attrs]
+
+
+def trials_of(output):
+    return [record for record in read_records(SweepPaths(output).results) if record.stage == "trial"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,8 @@ class TestFinishedSweep:
     def test_every_run_is_one_complete_row(self, finished):
         output, _, front = finished
         rows = {row["name"]: row for row in comparable(output)}
-        trials = [f"trial-{number:04d}" for number in range(4)]
+        trials = [name for name in rows if rows[name]["stage"] == "trial"]
+        assert len(trials) == 4
         finetunes = [point.name for point in front.finalists]
         assert sorted(rows) == sorted(["pretrain-channel", *trials, *finetunes, "dense"])
         assert 1 <= len(finetunes) <= 2
@@ -68,7 +79,7 @@ class TestFinishedSweep:
         assert rows[trials[0]]["source"] == "pretrain-channel"
         assert rows[trials[0]]["layers"] == ["0", "3", "6", "11"]
         assert len(rows[trials[0]]["ranks"]) == 4
-        assert rows[finetunes[0]]["source"] == finetunes[0].replace("finetune", "trial")
+        assert rows[finetunes[0]]["source"] == finetunes[0].replace("finetune", "trial").partition("-cut-")[0]
 
     def test_the_test_split_is_seen_by_the_final_stage_alone(self, finished):
         output, _, _ = finished
@@ -89,6 +100,28 @@ class TestFinishedSweep:
     def test_the_study_has_each_trial_complete(self, finished):
         output, _, _ = finished
         assert study_states(output) == [TrialState.COMPLETE] * 4
+
+    def test_each_cut_of_a_curve_is_a_trial_of_the_study_with_its_threshold_and_values(self, finished):
+        output, _, _ = finished
+        added = [trial for trial in study_trials(output) if ADDED in trial.user_attrs]
+        found = {(trial.user_attrs["source"], trial.params["energy"], *trial.values) for trial in added}
+        expected = set()
+        for record in trials_of(output):
+            cuts = [cut for cut in json.loads(record.curve) if cut["epoch"] == record.epochs]
+            assert (cuts[0]["settings"], cuts[0]["macs"], cuts[0]["score"]) == ({}, record.macs, record.score)
+            expected |= {(record.name, cut["settings"]["energy"], cut["score"], cut["macs"]) for cut in cuts[1:]}
+        assert len(added) >= 4
+        assert found == {point for point in expected if 0.01 <= point[1] <= 0.6}  # those that the space could choose
+
+    def test_a_curve_is_one_artifact_of_its_trial_that_mlflow_shows_as_a_table(self, finished):
+        output, _, _ = finished
+        client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+        record = trials_of(output)[0]
+        assert [item.path for item in client.list_artifacts(record.run_id)] == ["curve.json"]
+        tag = client.get_run(record.run_id).data.tags["mlflow.loggedArtifacts"]
+        assert json.loads(tag) == [{"path": "curve.json", "type": "table"}]
+        table = json.loads(SweepPaths(output).curve(record.name).read_text())
+        assert [row[-1] for row in table["data"]] == [cut["score"] for cut in json.loads(record.curve)]
 
     def test_mlflow_has_the_same_runs_metrics_and_tags(self, finished):
         output, _, front = finished
@@ -121,9 +154,9 @@ class TestFinishedSweep:
         assert trial.params["energy"] == str(records["trial-0000"].energy)
         assert {"orthogonality_error", "rank_ratio"} <= trial.metrics.keys()
         pareto = {name for name, found in runs.items() if found.data.tags.get("pareto") == "true"}
-        assert pareto >= {point.name for point in front.front}
+        assert pareto >= {point.name.partition("-cut-")[0] for point in front.front}
         finetune = runs[front.finalists[0].name].data.tags
-        assert finetune["source_run_id"] == records[front.finalists[0].name.replace("finetune", "trial")].run_id
+        assert finetune["source_run_id"] == records[records[front.finalists[0].name].source].run_id
 
     def test_running_it_again_trains_nothing_and_finds_the_same(self, finished):
         output, config, front = finished
@@ -150,10 +183,9 @@ class TestFinishedSweep:
         copied = tmp_path / "longer"
         shutil.copytree(output, copied)
         run(replace(config, search=replace(config.search, num_trials=6)), copied)
-        rows = comparable(copied)
-        assert [row["name"] for row in rows if row["stage"] == "trial"] == [f"trial-{i:04d}" for i in range(6)]
-        kept = [row for row in rows if row["name"] <= "trial-0003" and row["stage"] == "trial"]
-        assert kept == [row for row in comparable(output) if row["stage"] == "trial"]
+        rows = [row for row in comparable(copied) if row["stage"] == "trial"]
+        assert len(rows) == 6
+        assert rows[:4] == [row for row in comparable(output) if row["stage"] == "trial"]
 
 
 def test_a_sweep_over_methods_shares_stage_one_and_finetunes_with_a_teacher(small_sweep, tmp_path):
@@ -190,7 +222,8 @@ def test_a_sweep_over_methods_shares_stage_one_and_finetunes_with_a_teacher(smal
 
 def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, tmp_path):
     output = tmp_path / "nan"
-    front = run(replace(small_sweep, search_space="spaces:sometimes_diverges"), output)
+    curve = CurveConfig(num_points=0)  # cuts in the study would shift the numbers that the space goes by
+    front = run(replace(small_sweep, search_space="spaces:sometimes_diverges", curve=curve), output)
     rows = {row["name"]: row for row in comparable(output)}
     assert {rows[name]["state"] for name in ("trial-0000", "trial-0002")} == {"FAIL"}
     assert "NonFiniteError: the loss must stay finite" in rows["trial-0000"]["error"]
@@ -205,6 +238,62 @@ def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, 
     assert found.info.status == "FAILED"
     assert "NonFiniteError" in found.data.tags["error"]
     assert found.data.tags["state"] == "FAIL"
+
+
+class TestStoppedTrials:
+    @pytest.fixture(scope="class")
+    def stopped(self, tmp_path_factory, ray_cluster, small_sweep):
+        output = tmp_path_factory.mktemp("stopped") / "sweep"
+        search = replace(small_sweep.search, num_trials=10)
+        scheduler = SchedulerConfig(grace_period=1, exempt_share=0, min_trials=2)
+        config = replace(small_sweep, search_space="spaces:sometimes_ruined", search=search, scheduler=scheduler)
+        return output, config, run(config, output)
+
+    def test_a_trial_that_is_behind_everywhere_is_pruned_and_told_so(self, stopped):
+        output, _, front = stopped
+        pruned = [record for record in trials_of(output) if record.state == "PRUNED"]
+        told = [trial for trial in study_trials(output) if trial.state == TrialState.PRUNED]
+        assert {record.name for record in pruned} == {trial.user_attrs["run"] for trial in told} != set()
+        assert TrialState.RUNNING not in study_states(output)
+        assert {trial.user_attrs["epochs"] for trial in told} == {record.epochs for record in pruned} == {1}
+        client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+        for record in pruned:
+            assert json.loads(record.settings)["learning_rate"] == 0.1
+            assert not (SweepPaths(output).run(record.name) / "model.pt").exists()
+            found = client.get_run(record.run_id)
+            assert (found.info.status, found.data.tags["state"]) == ("FINISHED", "PRUNED")
+        assert not {record.name for record in pruned} & {point.name.partition("-cut-")[0] for point in front.front}
+
+    def test_a_stopped_trial_is_not_run_again_and_counts_at_its_rung(self, stopped, tmp_path):
+        output, config, front = stopped
+        before = comparable(output)
+        assert run(config, output) == front
+        assert comparable(output) == before
+        scheduler = make_scheduler(config, trials_of(output))
+        assert scheduler.halving.num_recorded() == {1: 10}
+
+
+def test_a_stop_rule_ends_the_search_and_the_final_stage_follows(small_sweep, tmp_path):
+    output = tmp_path / "target"
+    config = replace(
+        small_sweep, stop=StopConfig(target_accuracy=0.05), search=replace(small_sweep.search, num_trials=20)
+    )
+    front = run(config, output)
+    assert 1 <= len(trials_of(output)) <= 2
+    assert front.finalists
+    assert TrialState.RUNNING not in study_states(output)
+    longer = replace(config, stop=StopConfig(), search=replace(config.search, num_trials=3))
+    run(longer, output)
+    assert len(trials_of(output)) == 3
+
+
+def test_another_sweep_in_the_same_folder_takes_stage_one_over(finished, tmp_path):
+    output, config, _ = finished
+    (first,) = [record for record in read_records(SweepPaths(output).results) if record.stage == "pretrain"]
+    sibling = output.parent / "sibling"
+    run(replace(config, search=replace(config.search, num_trials=1)), sibling)
+    (second,) = [record for record in read_records(SweepPaths(sibling).results) if record.stage == "pretrain"]
+    assert (second.ended_at_s, second.val_accuracy) == (first.ended_at_s, first.val_accuracy)
 
 
 def test_a_sweep_of_which_all_trials_fail_says_why(small_sweep, tmp_path):
