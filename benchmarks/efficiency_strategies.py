@@ -72,6 +72,7 @@ class Outcome:
 
 def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> SweepConfig:
     """Return the task as a sweep; `levers` are `curve`, `scheduler` and `sampler`, where they are not the defaults."""
+    curve = levers.get("curve", CurveConfig())
     return SweepConfig(
         name=name,
         model=task.model,
@@ -79,9 +80,12 @@ def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> Sw
         search_space=task.search_space,
         training=replace(task.training, seed=seed),
         search=SearchConfig(
-            num_trials=task.num_trials, max_concurrent=2, seed=seed, sampler=levers.get("sampler", "tpe")
+            num_trials=task.num_trials if curve.num_points else task.plain_trials,
+            max_concurrent=2,
+            seed=seed,
+            sampler=levers.get("sampler", "tpe"),
         ),
-        curve=levers.get("curve", CurveConfig()),
+        curve=curve,
         scheduler=levers.get("scheduler", SchedulerConfig()),
         finetune=task.finetune,
     )
@@ -204,6 +208,9 @@ class _EventLog(_callback_base()):  # type: ignore[misc]
         self.events: list[Event] = []
         self.records: list[RunRecord] = []
 
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.events.append(Event((trial.last_result or {}).get("core_s", 0.0), []))
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result or {}
         points = [(last["macs_ratio"], last["score"])] if last.get("finished") else []
@@ -252,7 +259,6 @@ STRATEGIES: dict[str, Any] = {
     "without curves": lambda *place: ours(*place, curve=CurveConfig(num_points=0)),
     "without scheduler": lambda *place: ours(*place, scheduler=SchedulerConfig(name="none")),
     "without TPE": lambda *place: ours(*place, sampler="random"),
-    "without recovery": lambda *place: ours(*place, curve=CurveConfig(batch_norm_batches=0, recovery_steps=0)),
 }
 
 

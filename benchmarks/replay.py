@@ -37,6 +37,7 @@ from trainers.models import ModelSpec
 from trainers.recipe import MODEL_FILE, Setting, compress, pretrain
 
 FLOOR = 0.8
+MIN_TRIALS = 4  # at a rung, before any scheduler stops one
 TRAINING = TrainingConfig(batch_size=100, pretrain_epochs=6, epochs=9, learning_rate=1e-3)
 Curves = list[list[list[float]]]  # epoch, point, (score, share of the dense MACs); a trial's own cut first
 
@@ -83,6 +84,8 @@ def asha(epochs: int, grace_period: int, reduction_factor: float = 3.0) -> Sched
             return True
         scores = rungs[epoch]
         scores.append(points[0][0])
+        if len(scores) < MIN_TRIALS:
+            return True
         return points[0][0] >= float(np.quantile(scores, 1 - 1 / reduction_factor))
 
     return goes_on
@@ -90,7 +93,7 @@ def asha(epochs: int, grace_period: int, reduction_factor: float = 3.0) -> Sched
 
 def pareto(epochs: int, grace_period: int, *, own: bool = False, **settings: Any) -> Scheduler:
     """`ParetoHalving` on curves, or on a trial's own cut alone."""
-    halving = ParetoHalving(("max", "min"), epochs, grace_period, **{"min_trials": 4, **settings})
+    halving = ParetoHalving(("max", "min"), epochs, grace_period, **{"min_trials": MIN_TRIALS, **settings})
     return lambda trial, epoch, points: halving.record(trial, epoch, points[:1] if own else points)
 
 

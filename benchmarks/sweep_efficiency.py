@@ -6,7 +6,7 @@ trainings. The best front of all strategies and seeds together is
 the yardstick: reported are the CPU core-seconds after which a strategy's own points first dominate 95 % and 99 % of its
 hypervolume (all trials until then, those stopped early and stage 1 included; where a run ends before, its whole cost, a
 lower bound), the hypervolume in the end, and that of the test accuracies of the fine-tuned finalists. Speedups are
-geometric means over paired seeds of baseline over rankfront, with 95 % bootstrap intervals.
+geometric means over those paired seeds in which rankfront gets there, with 95 % bootstrap intervals.
 
     python benchmarks/sweep_efficiency.py --mnist DIR --cifar10 DIR --output runs/efficiency --json FILE --markdown FILE
     python benchmarks/sweep_efficiency.py --quick --json FILE     # one task on scikit-learn's digits, two seeds, minutes
@@ -115,13 +115,15 @@ def summary(task: Task, outcomes: dict[str, list[Outcome]]) -> dict[str, dict[st
         for share in SHARES:
             costs = [cost_to(outcome, share * best, task.floor) for outcome in runs]
             own = [cost_to(outcome, share * best, task.floor) for outcome in outcomes[OURS]]
-            logs = [math.log(cost[0] / ours[0]) for cost, ours in zip(costs, own, strict=True)]
+            # where rankfront itself does not get there, its cost is no measure
+            logs = [math.log(cost[0] / ours[0]) for cost, ours in zip(costs, own, strict=True) if ours[1]]
             found[name][f"to_{share:.0%}"] = {
                 "core_s": [cost for cost, _ in costs],
                 "reached": sum(reached for _, reached in costs),
-                "ours_reached": sum(reached for _, reached in own),
-                "speedup": math.exp(statistics.mean(logs)),
-                "interval": _interval(logs),
+                "speedup": math.exp(statistics.mean(logs)) if logs else None,
+                "interval": _interval(logs) if logs else None,
+                "pairs": len(logs),
+                "lower_bound": not all(reached for (_, reached), ours in zip(costs, own, strict=True) if ours[1]),
             }
     return found
 
@@ -159,13 +161,20 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
             cells = [strategy]
             for share in SHARES:
                 part = row[f"to_{share:.0%}"]
-                low, high = part["interval"]
                 cells.append(f"{statistics.mean(part['core_s']):.0f} ({part['reached']} of {seeds})")
-                cells.append("" if strategy == OURS else f"{part['speedup']:.1f} ({low:.1f} to {high:.1f})")
+                cells.append("" if strategy == OURS else _speedup(part))
             cells += [f"{row['total_core_s']:.0f}", _mean_std(row["hypervolume"]), _mean_std(row["test_hypervolume"])]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _speedup(part: dict[str, Any]) -> str:
+    if part["interval"] is None:
+        return "-"
+    low, high = part["interval"]
+    bound = ">= " if part["lower_bound"] else ""
+    return f"{bound}{part['speedup']:.1f} ({low:.1f} to {high:.1f}; {part['pairs']} pairs)"
 
 
 def _mean_std(values: list[float]) -> str:

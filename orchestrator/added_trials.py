@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WARM_START = "warm_start"
 SOURCE = "source"
 _SOURCE_NUMBER = "source_number"
+_DIRECTORY = "directory"
 _FIRST_POINT = "first_point"
 
 _log = logging.getLogger(__name__)
@@ -137,11 +138,11 @@ def warm_start(study: optuna.Study, space: "SearchSpace", directory: str) -> Non
     there = {
         trial.user_attrs[_SOURCE_NUMBER]
         for trial in study.get_trials(deepcopy=False)
-        if trial.user_attrs.get(ADDED) == WARM_START
+        if trial.user_attrs.get(ADDED) == WARM_START and trial.user_attrs.get(_DIRECTORY) == directory
     }
     skipped = 0
     for trial in earlier:
-        fitted = _fitted(study, space, trial, name)
+        fitted = _fitted(study, space, trial, {SOURCE: name, _DIRECTORY: directory})
         skipped += fitted is None
         if fitted is not None and trial.number not in there:
             study.add_trial(fitted)
@@ -151,7 +152,9 @@ def warm_start(study: optuna.Study, space: "SearchSpace", directory: str) -> Non
         _log.warning("%d of %d trials of %s do not fit this search and are left out", skipped, len(earlier), name)
 
 
-def _fitted(study: optuna.Study, space: "SearchSpace", trial: FrozenTrial, name: str) -> FrozenTrial | None:
+def _fitted(
+    study: optuna.Study, space: "SearchSpace", trial: FrozenTrial, origin: dict[str, str]
+) -> FrozenTrial | None:
     try:
         distributions = offered(space, trial.params)
     except ConfigError:
@@ -161,7 +164,8 @@ def _fitted(study: optuna.Study, space: "SearchSpace", trial: FrozenTrial, name:
     if not all(contains(distributions[key], value) for key, value in trial.params.items()):
         return None
     ratios = {key: trial.user_attrs[key] for key in (MACS_RATIO, PARAMS_RATIO) if key in trial.user_attrs}
-    attributes = {ADDED: WARM_START, SOURCE: name, _SOURCE_NUMBER: trial.number, **ratios}
+    attributes = {ADDED: WARM_START, **origin, _SOURCE_NUMBER: trial.number, **ratios}
+    attributes[CURVE] = trial.user_attrs.get(ADDED) == CURVE
     return _added_trial(study, trial.params, distributions, trial.values, attributes)
 
 

@@ -117,9 +117,9 @@ class SchedulerConfig(Section):
 class StopConfig(Section):
     """When the search ends before `num_trials`: whichever is met first; running trials end as usual. null: no limit.
 
-    `hours` of wall time since the start, or `core_hours` of all trials' training; after `plateau_trials` trials in a row
-    that raised the hypervolume by less than `plateau_tolerance` of itself in all; as soon as some network has
-    `target_accuracy` with at most `target_macs_ratio` of the MACs.
+    `hours` of wall time since this start of the search, or `core_hours` of all trials' training; after `plateau_trials`
+    trials in a row that raised the hypervolume by less than `plateau_tolerance` of itself in all; as soon as some network
+    has `target_accuracy` with at most `target_macs_ratio` of the MACs.
     """
 
     hours: Annotated[float | None, greater_than(0)] = None

@@ -18,7 +18,7 @@ from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName, State, write_records
 from trainers.config import as_record
 from trainers.methods import in_force
-from trainers.recipe import MODEL_FILE
+from trainers.recipe import CHECKPOINT_FILE, MODEL_FILE
 from trainers.saved_model import load_model
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class Ledger:
             del self._open[name]
             self._records[name] = record
         write_records(list(self._records.values()), self._paths.results)
+        if stopped:  # it never goes on, and weights with their optimizer's state fill disks
+            (self._paths.run(name) / CHECKPOINT_FILE).unlink(missing_ok=True)
         return record
 
     def redeliver(self) -> None:

@@ -80,7 +80,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         raise
     finally:
         ledger.interrupted()
-        close_running(study)
+        close_running(study, {record.name: record for record in ledger.records("trial")})
         front = _publish(ledger, config, paths, tracker)
         tracker.close(status)
     return front

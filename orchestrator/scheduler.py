@@ -41,9 +41,16 @@ def make_scheduler(config: SweepConfig, trials: Sequence[RunRecord]) -> Any:
 
     from orchestrator.pareto_asha import ParetoASHA
 
+    class SweepScheduler(ParetoASHA):
+        """Does not stop a trial at a rung that it had passed before it was cut off."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            decision = super().on_trial_result(tune_controller, trial, result)
+            return self.CONTINUE if result.get("replayed") else decision
+
     if (halving := make_halving(config)) is None:
         return FIFOScheduler()
-    scheduler = ParetoASHA(
+    scheduler = SweepScheduler(
         metric=["metrics/score", "metrics/macs"],
         mode=DIRECTIONS,
         time_attr="epoch",

@@ -24,7 +24,7 @@ class RandomFirst(BaseSampler):
     def _current(self, study: Study) -> BaseSampler:
         if not self._started:
             ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            self._started = sum(trial.user_attrs.get(ADDED) != CURVE for trial in ended) >= NUM_RUNS
+            self._started = sum(not _is_curve_point(trial) for trial in ended) >= NUM_RUNS
         return self._model if self._started else self._random
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -50,3 +50,8 @@ class RandomFirst(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Tell the model that a trial has ended."""
         self._model.after_trial(study, trial, state, values)
+
+
+def _is_curve_point(trial: FrozenTrial) -> bool:
+    """Of this sweep, or of an earlier one that warm-starts it."""
+    return trial.user_attrs.get(ADDED) == CURVE or bool(trial.user_attrs.get(CURVE, False))

@@ -96,12 +96,13 @@ def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
         _log.warning("the results of %d finished trials are missing from the table; they are read again", len(lost))
 
 
-def close_running(study: optuna.Study) -> None:
-    """Tell FAIL for every trial that is RUNNING, those asked for and never started among them; `reconcile` takes them up
-    again when the sweep goes on.
+def close_running(study: optuna.Study, records: dict[str, RunRecord]) -> None:
+    """Tell every trial that is RUNNING its result, if its run has ended, else FAIL, also where it was never started.
+
+    `reconcile` takes the latter up again when the sweep goes on.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
+        tell(study, trial.number, records.get(run_name(trial)))
 
 
 def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:

@@ -80,7 +80,7 @@ class TestCurve:
     def test_the_curve_of_a_trial_that_was_taken_up_again_is_found_by_its_first_number(self, tmp_path):
         study = reopened(tmp_path)
         suggestion = StudySearcher(study, quick).suggest("a")
-        close_running(study)
+        close_running(study, {})
         again = reopened(tmp_path)
         reconcile(again, {})
         searcher = StudySearcher(again, quick)

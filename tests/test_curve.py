@@ -11,7 +11,7 @@ from torch import nn
 
 from trainers.batches import training_batches
 from trainers.config import CurveConfig, MethodConfig, ModelConfig, TrainingConfig
-from trainers.curve import budgets, ladder
+from trainers.curve import budgets, ladder, scoring_rows
 from trainers.loop import evaluate_split, stage_seed
 from trainers.methods import METHODS, make_method
 from trainers.models import ModelSpec, build_model
@@ -56,7 +56,8 @@ def test_a_curve_has_the_trials_own_cut_first_and_one_for_each_other_budget(trai
 def test_a_cut_is_what_the_final_stage_makes_of_its_settings(trained):
     """Each point can be rebuilt from the trial's model file and its settings: same cost, same score."""
     setting, config, folder, results = trained
-    rows = replace(setting.data, validation_rows=setting.data.validation_rows[:150])
+    rows = scoring_rows(setting.data, CURVE)
+    assert len(rows.validation_rows) == 150
     saved = load_model(folder / "2/model.pt")
     for cut in results[-1].curve:
         method = make_method(replace(config, **cut["settings"]), setting.network)
@@ -134,7 +135,7 @@ def test_batch_norm_statistics_are_the_mean_over_the_batches(digits):
     before = copy.deepcopy(model[0].state_dict())
     estimate_batch_norm(model, digits, training, 3)
     generator = torch.Generator().manual_seed(stage_seed(3, "batch norm"))
-    batches = [images for images, _ in training_batches(digits, 32, "none", generator, torch.float32)][:3]
+    batches = [images for images, _ in training_batches(digits, 100, "none", generator, torch.float32)][:3]
     outputs = [model[0](images).detach() for images in batches]
     means = torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0)
     variances = torch.stack([y.transpose(0, 1).flatten(1).var(1) for y in outputs]).mean(0)
@@ -151,12 +152,20 @@ def test_recovery_trains_the_same_batches_for_every_network(digits):
     spec = ModelSpec(ModelConfig("tiny"), digits.sample_shape, digits.num_classes)
     model = build_model(spec)
     twin = copy.deepcopy(model)
-    training = TrainingConfig(batch_size=512, learning_rate=1e-2)  # fewer batches an epoch than steps
-    loss = lambda: evaluate_split(model, digits)["loss"]  # noqa: E731
-    before = loss()
-    train_briefly(model, digits, training, 5)
-    assert loss() < before
+    training, config = TrainingConfig(), CurveConfig(recovery_steps=30)  # more than the batches of an epoch
+    before = evaluate_split(model, digits)["loss"]
+    train_briefly(model, digits, training, config)
+    assert evaluate_split(model, digits)["loss"] < before
     torch.rand(7)  # another state of the global generator
-    train_briefly(twin, digits, training, 5)
+    train_briefly(twin, digits, replace(training, optimizer="sgd", learning_rate=5.0, batch_size=7), config)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_rows_that_score_are_spread_over_all_validation_rows(digits):
+    """A head of them would be one class, in files that are sorted by class."""
+    rows = scoring_rows(digits, CurveConfig(max_validation=10)).validation_rows
+    assert len(rows.unique()) == 10
+    assert rows[0] == digits.validation_rows[0]
+    assert rows[-1] == digits.validation_rows[-1]
+    assert torch.equal(scoring_rows(digits, CurveConfig()).validation_rows, digits.validation_rows)

@@ -239,5 +239,9 @@ def test_stage_one_is_shared_by_what_it_depends_on(setting, tmp_path):
     assert not any(result.replayed for result in pretrain(other, config, tmp_path / "c", store))
     assert len(list(store.iterdir())) == 2
     file.write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=file.name):
-        list(pretrain(setting, config, tmp_path / "d", store))
+    trained = list(pretrain(setting, config, tmp_path / "d", store))
+    assert not any(result.replayed for result in trained)
+    assert [result.metrics for result in trained] == [result.metrics for result in first]
+    blocked = tmp_path / "a file, not a folder"
+    blocked.write_text("")
+    assert len(list(pretrain(setting, config, tmp_path / "e", blocked))) == len(first)

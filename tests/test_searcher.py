@@ -96,7 +96,7 @@ class TestBatches:
         searcher.suggest("a")
         searcher.finish("a", record("trial-0000"))
         params = [trial.params for trial in study.trials]
-        close_running(study)
+        close_running(study, {})
         assert states(study) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
         again = open_study(tmp_path / "study.journal", "s", 0)
         reconcile(again, {"trial-0000": record("trial-0000")})

@@ -42,11 +42,11 @@ def test_after_an_end_no_trial_is_running_and_those_cut_off_come_first_with_name
     searcher = StudySearcher(study, quick)
     suggestions = [searcher.suggest(key) for key in "abcd"]
     searcher.finish("b", record("trial-0001"))
-    close_running(study)
-    assert TrialState.RUNNING not in states(study)
+    ended = {"trial-0001": record("trial-0001"), "trial-0003": record("trial-0003")}  # 3 ended unheard
+    close_running(study, ended)
+    assert states(study) == [TrialState.FAIL, TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
 
     again = open_study(tmp_path / "study.journal", "s", 0)
-    ended = {"trial-0001": record("trial-0001"), "trial-0003": record("trial-0003")}  # 3 ended unheard
     reconcile(again, ended)
     reconcile(again, ended)  # a second end before anything ran
     resumed = StudySearcher(again, quick)

@@ -190,8 +190,9 @@ class CurveConfig(Section):
 
     The budgets run from `largest` to `smallest`, shares of the dense network, in equal factors; `num_points: 0` leaves the
     trial with its own cut alone. Before it is scored, a cut network recovers: BatchNorm statistics are estimated again from
-    `batch_norm_batches` batches, then it is trained for `recovery_steps` batches (Adam, the stage's learning rate), see
-    `trainers.recovery`. `max_validation` rows score it. Together the cuts of one training should cost about an epoch: the
+    `batch_norm_batches` batches, then it is trained for `recovery_steps` batches by Adam at `recovery_learning_rate`, the
+    same for every trial whatever it was trained with, see `trainers.recovery`. At most `max_validation` rows, evenly spread,
+    score it. Together the cuts of one training should cost about an epoch: the
     defaults do with some ten thousand training images.
     """
 
@@ -200,6 +201,7 @@ class CurveConfig(Section):
     smallest: Annotated[float, in_interval(0, 1, closed="(]")] = 0.04
     batch_norm_batches: Annotated[int, at_least(0)] = 5
     recovery_steps: Annotated[int, at_least(0)] = 5
+    recovery_learning_rate: Annotated[float, greater_than(0)] = 1e-3
     max_validation: Annotated[int, at_least(1)] = 1000
 
     def problems(self) -> list[tuple[str, str]]:

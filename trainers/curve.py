@@ -52,7 +52,7 @@ def trained_curve(
     `decomposed` is what `method.decomposed()` returned, or None where ranks were decided during training; `data` is on the
     network's device.
     """
-    rows = replace(data, validation_rows=data.validation_rows[: config.max_validation])
+    rows = scoring_rows(data, config)
     shape = method.network.sample_shape
     cuts = [_score({}, copy.deepcopy(own.model), rows, training, config)]
     if decomposed is None:
@@ -65,6 +65,13 @@ def trained_curve(
             seen.add(key)
             cuts.append(_score(settings, pruned.model, rows, training, config))
     return cuts
+
+
+def scoring_rows(data: ImageData, config: CurveConfig) -> ImageData:
+    """Return the set with at most `max_validation` validation rows, evenly spread: files may be sorted by class."""
+    count = len(data.validation_rows)
+    places = torch.linspace(0, count - 1, min(count, config.max_validation), dtype=torch.float64).round().long()
+    return replace(data, validation_rows=data.validation_rows[places.to(data.validation_rows.device)])
 
 
 def ladder(

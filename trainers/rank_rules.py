@@ -10,6 +10,7 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -41,6 +42,11 @@ class LayerSpectrum:
     def full_rank(self) -> int:
         """min(m, n): here it stands for the dense form."""
         return len(self.s)
+
+    @cached_property
+    def noise_free_rank(self) -> int:
+        """Rank by `evbmf_rank`, which takes a while."""
+        return evbmf_rank(self.s, self.shape)
 
     @property
     def largest_low_rank(self) -> int:
@@ -341,7 +347,7 @@ RANK_RULES: dict[str, RankRule] = {
     "entropy": _per_layer(lambda layer, config: rank_by_entropy(layer.s, config.entropy)),
     "effective_rank": _per_layer(lambda layer, config: config.rank_scale * effective_rank(layer.s)),
     "stable_rank": _per_layer(lambda layer, config: config.rank_scale * scaled_stable_rank(layer.s, layer.shape)),
-    "evbmf": _per_layer(lambda layer, config: config.rank_scale * evbmf_rank(layer.s, layer.shape)),
+    "evbmf": _per_layer(lambda layer, config: config.rank_scale * layer.noise_free_rank),
     "equal_error": equal_error,
     "knapsack": knapsack,
     "log_knapsack": log_knapsack,

@@ -12,6 +12,7 @@ Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from trainers.atomic import atomic_file
-from trainers.checkpoint import require_same_config
+from trainers.checkpoint import VERSION, require_same_config
 from trainers.config import (
     CurveConfig,
     DistillationConfig,
@@ -47,6 +48,9 @@ from trainers.saved_model import SavedModel, load_model, save_model
 
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.pt"
+RECIPE = 1  # to be raised by a change of code after which stage 1 gives other networks
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,17 +98,17 @@ def pretrain(
     """Stage 1: `training.pretrain_epochs` of what `trainers.methods.pretraining(config)` says.
 
     `store` is a folder of model files named by a digest of all they depend on: one that is there is taken over, its results
-    yielded as replayed ones, and one that is not is put there in the end.
+    yielded as replayed ones, and one that is not is put there in the end. A store that cannot be used costs time alone.
     """
     start = pretraining(config)
     record = {"factorization": as_record(setting.factorization), "method": as_record(resolve(start))}
     stage = _stage("pretrain", setting, setting.training.pretrain_epochs, directory, record)
     shared = None if store is None or directory is None else (store / f"{_digest(stage)}.pt", directory / MODEL_FILE)
     if shared is not None:
-        _copy(*shared)
+        _share(*shared)
     yield from _run(stage, setting, directory, lambda: _prepared(setting, start))
     if shared is not None:
-        _copy(*reversed(shared))
+        _share(*reversed(shared))
 
 
 def compress(
@@ -262,16 +266,26 @@ def _cut_evaluation(method: Method, setting: Setting, curve: CurveConfig | None)
 
 
 def _digest(stage: Stage) -> str:
-    return hashlib.sha256(json.dumps(stage.config, sort_keys=True).encode()).hexdigest()[:32]
+    """Sum up what a network of stage 1 depends on: its configuration, and the code that trains and writes it."""
+    content = {**stage.config, "format": VERSION, "torch": torch.__version__, "recipe": RECIPE}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a model file to where there is none, atomically; a source that is not there is no error."""
-    if source.exists() and not target.exists():
-        load_model(source)  # a damaged file is named here, by its own path
+def _share(source: Path, target: Path) -> None:
+    """Copy a model file to where there is none, atomically and readable for all.
+
+    The store only saves time: a file that is not there, cannot be read or written, or is damaged is passed over.
+    """
+    if target.exists() or not source.exists():
+        return
+    try:
+        load_model(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as file:
             file.write(source.read_bytes())
+        target.chmod(0o644)
+    except (OSError, CheckpointError) as error:
+        _log.warning("stage 1 is not shared by %s: %s", target if source.exists() else source, error)
 
 
 def _recorded(model_file: Path, stage: Stage) -> Iterator[EpochResult]:

@@ -5,11 +5,12 @@ the cheapest: BatchNorm statistics are estimated again, since the cut has moved 
 training.
 """
 
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers.batches import training_batches
@@ -18,14 +19,17 @@ from trainers.data import ImageData
 from trainers.loop import stage_seed
 from trainers.optimizers import DTYPES
 
+BATCH_SIZE = 100  # of every recovery
+
 
 def recover(model: nn.Module, data: ImageData, training: TrainingConfig, config: CurveConfig) -> None:
     """Re-estimate BatchNorm statistics, then train for `config.recovery_steps` batches, in place; data on its device.
 
-    Every network sees the same batches, whatever was trained before: scores differ by the networks alone.
+    Every network sees the same batches, at the same learning rate, whatever it was trained with before: scores differ by the
+    networks alone. Of `training` only the seed and the data type count.
     """
     estimate_batch_norm(model, data, training, config.batch_norm_batches)
-    train_briefly(model, data, training, config.recovery_steps)
+    train_briefly(model, data, training, config)
 
 
 @torch.no_grad()
@@ -41,9 +45,7 @@ def estimate_batch_norm(model: nn.Module, data: ImageData, training: TrainingCon
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
         norm.train()
-    generator = torch.Generator().manual_seed(stage_seed(training.seed, "batch norm"))
-    batches = training_batches(data, training.batch_size, "none", generator, DTYPES[training.dtype])
-    for images, _ in islice(batches, num_batches):
+    for images, _ in _batches(data, training, "batch norm", num_batches):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=training.dtype == "bfloat16"):
             model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -51,24 +53,25 @@ def estimate_batch_norm(model: nn.Module, data: ImageData, training: TrainingCon
     model.train(was_training)
 
 
-def train_briefly(model: nn.Module, data: ImageData, training: TrainingConfig, num_steps: int) -> None:
-    """Train all parameters for `num_steps` batches of cross-entropy with Adam at the stage's learning rate, in place."""
-    if num_steps == 0:
+def train_briefly(model: nn.Module, data: ImageData, training: TrainingConfig, config: CurveConfig) -> None:
+    """Train all parameters for `config.recovery_steps` batches of cross-entropy with Adam, in place, not augmented."""
+    if config.recovery_steps == 0:
         return
-    seed = stage_seed(training.seed, "recovery")
-    torch.manual_seed(seed)  # dropout and the like
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    torch.manual_seed(stage_seed(training.seed, "recovery"))  # dropout and the like
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.recovery_learning_rate, fused=True)
     was_training = model.training
     model.train()
-    done = 0
-    while done < num_steps:
-        batches = training_batches(data, training.batch_size, training.augmentation, generator, DTYPES[training.dtype])
-        for images, labels in islice(batches, num_steps - done):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=training.dtype == "bfloat16"):
-                loss = F.cross_entropy(model(images), labels, label_smoothing=training.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            done += 1
+    for images, labels in _batches(data, training, "recovery", config.recovery_steps):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=training.dtype == "bfloat16"):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
     model.train(was_training)
+
+
+def _batches(data: ImageData, training: TrainingConfig, purpose: str, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `count` shuffled training batches, of as many passes over the training rows as that takes."""
+    generator = torch.Generator().manual_seed(stage_seed(training.seed, purpose))
+    passes = (training_batches(data, BATCH_SIZE, "none", generator, DTYPES[training.dtype]) for _ in range(count))
+    return islice(chain.from_iterable(passes), count)
