@@ -51,7 +51,7 @@ def record(trial: tuple[int, dict[str, Any], str, str]) -> Curves | None:
     training, method = apply_settings(settings, TRAINING, MethodConfig())
     data = load_train_validation(DataConfig("mnist", root=mnist, max_train=6_000, validation_fraction=0.25))
     setting = Setting(ModelSpec(ModelConfig("mlp", (300, 100)), data.sample_shape, data.num_classes), data, training)
-    start, curve = Path(folder) / f"{number}", CurveConfig(num_points=6)
+    start, curve = Path(folder) / f"{number}", CurveConfig(num_points=4)
     try:
         list(pretrain(setting, method, start, Path(folder) / "store"))
         results = list(compress(setting, method, start / MODEL_FILE, None, curve, range(1, training.epochs)))
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="train the trials and write the table")
     parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
     parser.add_argument("--table", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=200, help="to record")
+    parser.add_argument("--trials", type=int, default=100, help="to record")
     parser.add_argument("--workers", type=int, default=2, help="processes that record, of one thread each")
     parser.add_argument("--simulated-workers", type=int, default=8)
     parser.add_argument("--scale", type=int, nargs="*", default=[1_000, 10_000], help="numbers of trials to time")
