@@ -21,6 +21,7 @@ data: {name: digits, validation_fraction: 0.2}
 search_space: spaces:quick
 training: {batch_size: 64, pretrain_epochs: 2, epochs: 30, learning_rate: 2.0e-3}
 search: {num_trials: 4, max_concurrent: 2}
+scheduler: {name: none}
 finetune: {num_models: 2, epochs: 2}
 """
 LIMIT_S = 240
@@ -71,8 +72,8 @@ def test_errors_have_no_traceback_and_exit_code_2(config, tmp_path):
     assert done.stderr.splitlines() == [
         "The configuration is not valid:",
         f"  {config}: search.num_trials: must be >= 1, but got 0",
-        f"  {config}:9: nonsense: unknown key 'nonsense'; known: name, model, data, search_space, factorization, "
-        "training, search, finetune, resources",
+        f"  {config}:10: nonsense: unknown key 'nonsense'; known: name, model, data, search_space, factorization, "
+        "training, search, curve, scheduler, stop, finetune, resources",
     ]
     assert not (tmp_path / "out").exists()
     done = rankfront("front", tmp_path)
