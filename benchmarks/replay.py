@@ -30,6 +30,7 @@ import torch
 
 from orchestrator.halving import ParetoHalving
 from orchestrator.pareto import hypervolume, non_dominated
+from orchestrator.scheduler import rung_point
 from search_spaces import find_search_space
 from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig, apply_settings
 from trainers.data import load_train_validation
@@ -94,7 +95,11 @@ def asha(epochs: int, grace_period: int, reduction_factor: float = 3.0) -> Sched
 def pareto(epochs: int, grace_period: int, *, own: bool = False, **settings: Any) -> Scheduler:
     """`ParetoHalving` on curves, or on a trial's own cut alone."""
     halving = ParetoHalving(("max", "min"), epochs, grace_period, **{"min_trials": MIN_TRIALS, **settings})
-    return lambda trial, epoch, points: halving.record(trial, epoch, points[:1] if own else points)
+
+    def goes_on(trial: str, epoch: int, points: list[list[float]]) -> bool:
+        return halving.record(trial, epoch, [rung_point(*point) for point in (points[:1] if own else points)])
+
+    return goes_on
 
 
 SCHEDULERS: dict[str, Callable[[int], Scheduler]] = {

@@ -16,7 +16,7 @@ from orchestrator.config import SweepConfig
 from orchestrator.jobs import Job, run_job, trial_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
-from orchestrator.scheduler import make_scheduler
+from orchestrator.scheduler import make_scheduler, rung_point
 from orchestrator.searcher import StudySearcher
 from orchestrator.stop_rules import stop_reason
 
@@ -71,7 +71,8 @@ def _trainable(params: dict[str, Any], config: SweepConfig, output: str, data: l
     """One trial in a worker; `data` is the reference in a list, so that Ray passes it on unread."""
     job = trial_job(params["name"], params["number"], params["settings"])
     for result in run_job(job, config, output, ray.get(data[0])):
-        points = {"points": [[cut["score"], cut["macs"]] for cut in cuts]} if (cuts := result.get("curve")) else {}
+        cuts = result.get("curve")
+        points = {"points": [rung_point(cut["score"], cut["macs"]) for cut in cuts]} if cuts else {}
         tune.report({**result, **points})
 
 

@@ -240,15 +240,22 @@ def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, 
     assert found.data.tags["state"] == "FAIL"
 
 
-class TestStoppedTrials:
-    @pytest.fixture(scope="class")
-    def stopped(self, tmp_path_factory, ray_cluster, small_sweep):
-        output = tmp_path_factory.mktemp("stopped") / "sweep"
-        search = replace(small_sweep.search, num_trials=10)
-        scheduler = SchedulerConfig(grace_period=1, exempt_share=0, min_trials=2)
-        config = replace(small_sweep, search_space="spaces:sometimes_ruined", search=search, scheduler=scheduler)
-        return output, config, run(config, output)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, ray_cluster, small_sweep):
+    output = tmp_path_factory.mktemp("stopped") / "sweep"
+    search = replace(small_sweep.search, num_trials=10)
+    scheduler = SchedulerConfig(grace_period=1, exempt_share=0, min_trials=2)
+    config = replace(
+        small_sweep,
+        search_space="spaces:sometimes_idle",
+        search=search,
+        curve=CurveConfig(num_points=2, largest=0.8, smallest=0.4),
+        scheduler=scheduler,
+    )
+    return output, config, run(config, output)
 
+
+class TestStoppedTrials:
     def test_a_trial_that_is_behind_everywhere_is_pruned_and_told_so(self, stopped):
         output, _, front = stopped
         pruned = [record for record in trials_of(output) if record.state == "PRUNED"]
@@ -258,7 +265,7 @@ class TestStoppedTrials:
         assert {trial.user_attrs["epochs"] for trial in told} == {record.epochs for record in pruned} == {1}
         client = MlflowClient(f"sqlite:///{output}/mlflow.db")
         for record in pruned:
-            assert json.loads(record.settings)["learning_rate"] == 0.1
+            assert json.loads(record.settings)["learning_rate"] == 1e-9
             assert not (SweepPaths(output).run(record.name) / "model.pt").exists()
             found = client.get_run(record.run_id)
             assert (found.info.status, found.data.tags["state"]) == ("FINISHED", "PRUNED")
