@@ -38,6 +38,7 @@ from trainers.models import ModelSpec
 from trainers.recipe import MODEL_FILE, Setting, compress, pretrain
 
 FLOOR = 0.8
+DEFAULT = "the same, a tenth exempt (the default)"
 MIN_TRIALS = 4  # at a rung, before any scheduler stops one
 TRAINING = TrainingConfig(batch_size=100, pretrain_epochs=6, epochs=9, learning_rate=1e-3)
 Curves = list[list[list[float]]]  # epoch, point, (score, share of the dense MACs); a trial's own cut first
@@ -110,8 +111,11 @@ SCHEDULERS: dict[str, Callable[[int], Scheduler]] = {
     "pareto, own cuts, from epoch 3": lambda epochs: pareto(epochs, 3, own=True),
     "pareto, curves, from epoch 1": lambda epochs: pareto(epochs, 1),
     "pareto, curves, from epoch 3": lambda epochs: pareto(epochs, 3),
-    "pareto, curves, from epoch 3, a tenth exempt (default)": lambda epochs: pareto(epochs, 3, exempt_share=0.1),
     "pareto, curves, from epoch 3, front not spared": lambda epochs: pareto(epochs, 3, spare_front=False),
+    "pareto, curves, from epoch 3, two of three go on": lambda epochs: pareto(epochs, 3, reduction_factor=1.5),
+    "pareto, curves, from epoch 5": lambda epochs: pareto(epochs, 5),
+    "pareto, curves, from epoch 5, two of three go on": lambda epochs: pareto(epochs, 5, reduction_factor=1.5),
+    DEFAULT: lambda epochs: pareto(epochs, 5, reduction_factor=1.5, exempt_share=0.1),
 }
 
 
@@ -182,7 +186,7 @@ def at_scale(table: list[Curves], num_trials: int, workers: int) -> float:
         for curves, noise in zip(drawn, generator.normal(0, 1e-3, num_trials), strict=True)
     ]
     start = time.perf_counter()
-    scheduler = SCHEDULERS["pareto, curves, from epoch 3, a tenth exempt (default)"](len(table[0]))
+    scheduler = SCHEDULERS[DEFAULT](len(table[0]))
     trained = replay(noisy, range(num_trials), scheduler, workers)
     assert len(trained) == num_trials
     return time.perf_counter() - start

@@ -101,14 +101,14 @@ class FinetuneConfig(Section):
 class SchedulerConfig(Section):
     """Early stopping of trials: `pareto_asha` (see `pareto_asha.ParetoASHA`), or `none`.
 
-    Trials are judged by their curves after `grace_period` epochs (null: a third of them) and each `reduction_factor` times
+    Trials are judged by their curves after `grace_period` epochs (null: half of them) and each `reduction_factor` times
     as many; at each rung the best 1 / `reduction_factor` go on, and all that are on its front. A share of `exempt_share`
     is never stopped, and nobody is while fewer than `min_trials` have reached the rung.
     """
 
     name: Literal["pareto_asha", "none"] = "pareto_asha"
     grace_period: Annotated[int | None, at_least(1)] = None
-    reduction_factor: Annotated[float, greater_than(1)] = 3.0
+    reduction_factor: Annotated[float, greater_than(1)] = 1.5
     exempt_share: Annotated[float, in_interval(0, 1, closed="[]")] = 0.1
     min_trials: Annotated[int, at_least(1)] = 4
 

@@ -19,7 +19,7 @@ def make_halving(config: SweepConfig) -> ParetoHalving | None:
     scheduler = config.scheduler
     if scheduler.name == "none":
         return None
-    grace_period = scheduler.grace_period or -(-config.training.epochs // 3)
+    grace_period = scheduler.grace_period or -(-config.training.epochs // 2)
     return ParetoHalving(
         DIRECTIONS,
         max_t=max(config.training.epochs, grace_period),
