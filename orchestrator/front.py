@@ -70,13 +70,14 @@ def sweep_front(
         for record in records
         if record.stage == "finetune" and record.state == "COMPLETE" and record.name in picks
     ]
+    cuts = candidates(trials)
     dense = [record for record in records if record.stage == "dense" and record.state == "COMPLETE"]
     return SweepFront(
         _point(dense[0]) if dense else None,
-        [_point(record) for record in front_of(candidates(trials))],
+        [_point(record) for record in front_of(cuts)],
         [_point(record) for record in sorted(finalists, key=lambda record: record.macs or 0)],
         {record.name: picks[record.name] for record in finalists},
-        front_hypervolume(candidates(trials)),
+        front_hypervolume(cuts),
     )
 
 

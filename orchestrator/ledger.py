@@ -118,7 +118,7 @@ class Ledger:
             del self._open[name]
             self._records[name] = record
         write_records(list(self._records.values()), self._paths.results)
-        if stopped:  # it never goes on, and weights with their optimizer's state fill disks
+        if record.state == "PRUNED":  # it never goes on, and weights with their optimizer's state fill disks
             (self._paths.run(name) / CHECKPOINT_FILE).unlink(missing_ok=True)
         return record
 
