@@ -42,20 +42,20 @@ def tasks(mnist: str, cifar10: str) -> dict[str, Task]:
     training = TrainingConfig(batch_size=100, pretrain_epochs=4, epochs=4, learning_rate=1e-3)
     return {
         "mnist_mlp": Task(
-            DataConfig("mnist", root=mnist, max_train=10_000, validation_fraction=0.2),
+            DataConfig("mnist", root=mnist, max_train=5_000, validation_fraction=0.2),
             ModelConfig("mlp", (300, 100)),
             training,
-            num_trials=24,
-            plain_trials=72,
+            num_trials=16,
+            plain_trials=48,
             finetune=FinetuneConfig(num_models=5, epochs=3),
             floor=0.8,
         ),
         "cifar10_resnet8": Task(
-            DataConfig("parquet", root=cifar10, max_train=2_500, validation_fraction=0.3),
+            DataConfig("parquet", root=cifar10, max_train=1_500, validation_fraction=0.3),
             ModelConfig("resnet8"),
             training,
-            num_trials=16,
-            plain_trials=40,
+            num_trials=12,
+            plain_trials=36,
             finetune=FinetuneConfig(num_models=4, epochs=3),
             floor=0.15,
         ),
