@@ -93,6 +93,18 @@ def front(directory: _Dir, as_json: Annotated[bool, typer.Option("--json", help=
 
 
 @app.command()
+def sync(directory: _Dir) -> None:
+    """Send to MLflow what a sweep could not: its store was away, or the sweep was killed."""
+    from orchestrator.paths import SweepPaths
+    from orchestrator.sync import sync as send
+
+    found = send(SweepPaths(directory.absolute()))
+    print(f"{found.waiting - found.left} of {found.waiting} records sent to {found.store}")
+    if found.left:
+        raise typer.Exit(1)
+
+
+@app.command()
 def ui(directory: _Dir, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Open the sweep's MLflow store in MLflow's UI, on this machine only."""
     from orchestrator.paths import SweepPaths

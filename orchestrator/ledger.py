@@ -5,32 +5,33 @@ Each event goes to MLflow, to `results.parquet` (as soon as a run has ended) and
 
 import json
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orchestrator.config import SweepConfig
-from orchestrator.curves import curve_table
+from orchestrator.curves import candidates, curve_table
 from orchestrator.jobs import Job, job_configs, job_epochs
+from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName, State, write_records
+from orchestrator.tracking.spool import PARENT
 from trainers.config import as_record
 from trainers.methods import in_force
-from trainers.recipe import CHECKPOINT_FILE, MODEL_FILE
-from trainers.saved_model import load_model
+from trainers.recipe import CHECKPOINT_FILE
 
 if TYPE_CHECKING:
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
 # metrics that are columns of the table under the same name
 _SCORES = ("accuracy", "top5_accuracy", "macro_f1", "loss")
-_TEST = tuple(f"test_{name}" for name in _SCORES)
 _COLUMNS = (
-    *(f"val_{name}" for name in _SCORES), *_TEST, "train_loss", "orthogonality_error", "macs", "macs_ratio", "params",
-    "params_ratio", "rank_ratio", "score",
-)  # fmt: skip
+    *(f"{split}_{name}" for split in ("val", "test") for name in _SCORES),
+    *("train_loss", "orthogonality_error", "macs", "macs_ratio", "params", "params_ratio", "rank_ratio", "score"),
+)
 _COUNTS = ("macs", "params")
 
 
@@ -39,7 +40,6 @@ class OpenRun:
     """A run that has started and not ended."""
 
     job: Job
-    run_id: str
     epoch: int = 0
     duration_s: float = 0.0
     cpu_s: float = 0.0
@@ -68,6 +68,7 @@ class Ledger:
         self._records = {record.name: record for record in records}
         self._open: dict[str, OpenRun] = {}
         self._epoch_durations: list[float] = []
+        self._front = front_of(candidates(self.records("trial")))
         self._lock = threading.Lock()
 
     def record(self, name: str) -> RunRecord | None:
@@ -86,12 +87,11 @@ class Ledger:
         params = {**as_record(training), "epochs": job_epochs(job, self._config), **job.settings}
         if job.stage in ("trial", "finetune"):
             params |= in_force(method)
-        tags = {"method": "dense" if job.stage == "dense" else method.method, "state": "RUNNING"}
-        if job.source is not None and (source := self._records.get(job.source)) is not None:
-            tags["source_run_id"] = source.run_id
-        run_id = self._tracker.start_run(job.name, job.stage, params, tags)
+        tags = {"method": "dense" if job.stage == "dense" else method.method, "pareto": "false"}
+        self._tracker.start_run(job.name, job.stage, params, tags, job.source)
+        self._tracker.set_tags(job.name, {"state": "RUNNING"})
         with self._lock:
-            self._open[job.name] = OpenRun(job, run_id)
+            self._open[job.name] = OpenRun(job)
 
     def reported(self, name: str, result: dict[str, Any]) -> None:
         """A run has finished an epoch (or repeats one that it had finished before)."""
@@ -104,7 +104,7 @@ class Ledger:
                 if not result["replayed"]:
                     self._epoch_durations.append(result["duration_s"])
             run.metrics, run.ended_at_s = result["metrics"], result["ended_at_s"]
-        self._tracker.log_metrics(run.run_id, result["metrics"], result["epoch"], result["ended_at_s"])
+        self._tracker.log_metrics(name, result["metrics"], result["epoch"], result["ended_at_s"])
 
     def ended(self, name: str, error: str | None, *, stopped: bool = False) -> RunRecord:
         """A run is over: complete, `stopped` early, or failed with `error`. One whose metrics are not finite has failed."""
@@ -113,34 +113,29 @@ class Ledger:
             bad = sorted(key for key, value in run.metrics.items() if not np.isfinite(value))
             error = f"NonFiniteError: metrics must be finite, but {', '.join(bad)} is not"
         record = self._record_of(run, "FAIL" if error else "PRUNED" if stopped else "COMPLETE", error)
-        self._end_in_mlflow(record)
+        self._end_in_mlflow(record)  # before the table: a run that is in it has told MLflow all
         with self._lock:
             del self._open[name]
             self._records[name] = record
-        write_records(list(self._records.values()), self._paths.results)
+        self.save()
+        if record.stage == "trial":
+            self._progress(record)
         if record.state == "PRUNED":  # it never goes on, and weights with their optimizer's state fill disks
             (self._paths.run(name) / CHECKPOINT_FILE).unlink(missing_ok=True)
         return record
 
-    def redeliver(self) -> None:
-        """Tell MLflow again of ended runs that it holds open: a driver that is killed takes unsent records with it."""
-        held_open = self._tracker.open_runs()
-        for record in self._records.values():
-            if record.run_id not in held_open:
-                continue
-            model_file = self._paths.run(record.name) / MODEL_FILE
-            history = load_model(model_file).history if record.state == "COMPLETE" else []
-            for result in history:
-                self._tracker.log_metrics(record.run_id, result["metrics"], result["epoch"], result["ended_at_s"])
-            test = {name: value for name in _TEST if (value := getattr(record, name)) is not None}
-            if test and history:
-                self._tracker.log_metrics(record.run_id, test, history[-1]["epoch"], history[-1]["ended_at_s"])
-            self._end_in_mlflow(record)
+    def save(self) -> None:
+        """Write the table, with the ids that MLflow has given to runs since."""
+        with self._lock:
+            for name, record in self._records.items():
+                if not record.run_id and (run_id := self._tracker.run_id(name)):
+                    self._records[name] = replace(record, run_id=run_id)
+        write_records(list(self._records.values()), self._paths.results)
 
     def interrupted(self) -> None:
         """The sweep stops here: open runs are marked as killed; the next start takes them up again."""
-        for run in self._open.values():
-            self._tracker.end_run(run.run_id, "KILLED")
+        for name in self._open:
+            self._tracker.end_run(name, "KILLED")
 
     def snapshot(self) -> Snapshot:
         """Return a copy that another thread may read."""
@@ -151,12 +146,20 @@ class Ledger:
 
     def _end_in_mlflow(self, record: RunRecord) -> None:
         error = {} if record.error is None else {"error": record.error[-2000:]}
-        self._tracker.set_tags(record.run_id, {"state": record.state, **error})
+        self._tracker.set_tags(record.name, {"state": record.state, **error})
         if record.curve is not None:
             table = self._paths.curve(record.name)
             write_text(table, json.dumps(curve_table(record.curve)) + "\n")
-            self._tracker.log_table(table, record.run_id)
-        self._tracker.end_run(record.run_id, "FAILED" if record.state == "FAIL" else "FINISHED")
+            self._tracker.log_table(record.name, table)
+        self._tracker.end_run(record.name, "FAILED" if record.state == "FAIL" else "FINISHED")
+
+    def _progress(self, trial: RunRecord) -> None:
+        """Tell the parent run how far the front has come with this trial."""
+        self._front = front_of([*self._front, *candidates([trial])])
+        if self._front:
+            best = max(accuracy_of(point) or 0.0 for point in self._front)
+            values = {"hypervolume": front_hypervolume(self._front), "front_size": len(self._front), "best_score": best}
+            self._tracker.log_metrics(PARENT, values, len(self.records("trial")), trial.ended_at_s or time.time())
 
     def _record_of(self, run: OpenRun, state: State, error: str | None) -> RunRecord:
         job, metrics = run.job, run.metrics
@@ -172,7 +175,7 @@ class Ledger:
             name=job.name,
             stage=job.stage,
             state=state,
-            run_id=run.run_id,
+            run_id=self._tracker.run_id(job.name),
             source=job.source,
             trial_number=job.trial_number,
             settings=json.dumps(job.settings),

@@ -25,13 +25,26 @@ def claimed(paths: SweepPaths, config: SweepConfig) -> Iterator[None]:
     """
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise SweepError(f"the output directory must be writable, but: {error}; use another --output") from error
+    with locked(paths):
+        require_ours_or_empty(paths, config)
+        write_text(paths.config, dump_config(config))
+        yield
+
+
+@contextmanager
+def locked(paths: SweepPaths) -> Iterator[None]:
+    """Keep the directory, which exists, for this process until the block ends.
+
+    Raises SweepError where it is in use or not writable.
+    """
+    try:
         lock = paths.lock.open("a+")
     except PermissionError as error:
         raise SweepError(f"the output directory must be writable, but: {error}; use another --output") from error
     with lock:
         _take(lock, paths)
-        require_ours_or_empty(paths, config)
-        write_text(paths.config, dump_config(config))
         yield
 
 
@@ -90,12 +103,12 @@ def _fixed_settings(config: SweepConfig) -> dict[str, object]:
 
 
 def read_state(paths: SweepPaths) -> dict[str, str]:
-    """Return the sweep's identity, a new one where there is none: "sweep_id", "tracking_uri", "parent_run_id"."""
+    """Return the sweep's identity, a new one where there is none: "sweep_id" and "tracking_uri"."""
     try:
         if not paths.state.exists():
-            return {"sweep_id": uuid.uuid4().hex, "tracking_uri": "", "parent_run_id": ""}
+            return {"sweep_id": uuid.uuid4().hex, "tracking_uri": ""}
         state: dict[str, str] = json.loads(paths.state.read_text())
-        return {key: state[key] for key in ("sweep_id", "tracking_uri", "parent_run_id")}
+        return {key: state[key] for key in ("sweep_id", "tracking_uri")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepError(f"{paths.state} must be readable JSON, but: {error}; use another --output") from error
 

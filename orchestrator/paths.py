@@ -17,7 +17,7 @@ class SweepPaths:
 
     @property
     def state(self) -> Path:
-        """The sweep's identity: its MLflow store and parent run."""
+        """The sweep's identity and its MLflow store."""
         return self.root / "sweep.json"
 
     @property
@@ -54,6 +54,26 @@ class SweepPaths:
     def mlflow_artifacts(self) -> Path:
         """Where the default store keeps artifacts."""
         return self.root / "mlartifacts"
+
+    @property
+    def tracking(self) -> Path:
+        """What is on its way to MLflow, and the ids of the runs there."""
+        return self.root / "tracking"
+
+    @property
+    def tagged(self) -> Path:
+        """The runs whose tag `pareto` is true in MLflow."""
+        return self.tracking / "pareto.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware and code that the sweep ran with."""
+        return self.root / "environment.json"
+
+    @property
+    def front_picture(self) -> Path:
+        """The front as a picture, for MLflow's note of the sweep."""
+        return self.root / "front.png"
 
     @property
     def stage_one_store(self) -> Path:

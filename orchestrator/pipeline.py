@@ -18,15 +18,17 @@ from rich.console import Console
 from orchestrator.config import SweepConfig
 from orchestrator.curves import final_curve
 from orchestrator.finalists import pick_finalists
-from orchestrator.front import SweepFront, sweep_front
+from orchestrator.front import SweepFront
 from orchestrator.jobs import DENSE_JOB, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
-from orchestrator.objectives import front_of
 from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
+from orchestrator.provenance import environment, environment_tags
+from orchestrator.publish import publish
 from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord, read_records
+from orchestrator.tracking.spool import PARENT
 from search_spaces import find_search_space
 from trainers.cost import Cost
 from trainers.data import load_test
@@ -35,7 +37,7 @@ from trainers.errors import SweepError
 if TYPE_CHECKING:
     from optuna import Study
 
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
 
 def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront:
@@ -54,23 +56,21 @@ def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront
 
 def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console) -> SweepFront:
     from orchestrator.study import close_running
-    from orchestrator.tracking import Tracker, tracking_target
+    from orchestrator.tracking.target import tracking_target
+    from orchestrator.tracking.tracker import Tracker
     from orchestrator.view import SweepView
 
     records = read_records(paths.results) if paths.results.exists() else []
     study = _open_study(config, paths, [record for record in records if record.stage == "trial"])
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     state = read_state(paths)
-    tracker = Tracker(
-        target, state["sweep_id"], state["parent_run_id"] if state["tracking_uri"] == target.uri else None
-    )
+    tracker = Tracker(target, state["sweep_id"], paths.root, paths.tracking)
     status = "FAILED"
     ledger = Ledger(config, paths, tracker, records)
     try:
-        write_state(paths, {**state, "tracking_uri": target.uri, "parent_run_id": tracker.parent_run_id})
+        write_state(paths, {**state, "tracking_uri": target.shown})
         write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
-        tracker.describe_sweep(flat_settings(config), _cost_tags(plan.dense_cost))
-        ledger.redeliver()
+        _describe(config, paths, plan, tracker)
         view = SweepView(console, config, len(plan.starts))
         with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
             _run_stages(config, paths, plan, ledger, study)
@@ -81,9 +81,19 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     finally:
         ledger.interrupted()
         close_running(study, {record.name: record for record in ledger.records("trial")})
-        front = _publish(ledger, config, paths, tracker)
-        tracker.close(status)
+        front = publish(ledger, config, paths, tracker)
+        tracker.end_run(PARENT, status)
+        tracker.close()
     return front
+
+
+def _describe(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, tracker: "Tracker") -> None:
+    """Open the parent run, with the settings and where its numbers come from."""
+    found = environment()
+    write_text(paths.environment, json.dumps(found, indent=2) + "\n")
+    tags = {**_cost_tags(plan.dense_cost), **environment_tags(found), "seed": str(config.training.seed)}
+    tracker.start_run(PARENT, "sweep", flat_settings(config), {})
+    tracker.set_tags(PARENT, {key: value for key, value in tags.items() if value})
 
 
 def _open_study(config: SweepConfig, paths: SweepPaths, trials: list[RunRecord]) -> "Study":
@@ -137,22 +147,6 @@ def _require_complete(records: list[RunRecord]) -> None:
         raise SweepError(
             f"{names} failed; the same command tries again and keeps all else. The last error:\n{failed[-1].error}"
         )
-
-
-def _publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> SweepFront:
-    """Write the front to the output directory and to MLflow, and tag its members."""
-    front = sweep_front(ledger.records(), config.finetune, config.search.constraints)
-    write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
-    members = {point.name.partition("-cut-")[0] for point in front.front}
-    for record in ledger.records("trial"):
-        tracker.set_tags(record.run_id, {"pareto": str(record.name in members).lower()})
-    final = {record.name for record in front_of([*ledger.records("finetune"), *ledger.records("dense")])}
-    for record in [*ledger.records("finetune"), *ledger.records("dense")]:
-        tracker.set_tags(record.run_id, {"pareto": str(record.name in final).lower()})
-    for path in (paths.config, paths.layers, paths.front, paths.results):
-        if path.exists():
-            tracker.log_artifact(path)
-    return front
 
 
 def _cost_tags(cost: Cost) -> dict[str, str]:

@@ -1,93 +1,205 @@
-"""The tracker on a real MLflow store."""
+"""The tracker on real MLflow stores: SQLite, and a server that goes and comes back."""
 
+import json
 import logging
 import sqlite3
+import threading
 
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.tracking import Tracker, TrackingTarget, tracking_target
+from orchestrator.tracking.spool import PARENT, Event, Spool
+from orchestrator.tracking.target import TrackingTarget, redacted, tracking_target
+from orchestrator.tracking.tracker import Tracker
 from trainers.errors import SweepError
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mlflow")
-    return TrackingTarget(f"sqlite:///{folder}/mlflow.db", "experiment", (folder / "artifacts").as_uri())
+@pytest.fixture
+def target(tmp_path):
+    return TrackingTarget(f"sqlite:///{tmp_path}/mlflow.db", "experiment", (tmp_path / "artifacts").as_uri())
+
+
+def opened(target, tmp_path, sweep="sweep-a"):
+    return Tracker(target, sweep, tmp_path, tmp_path / "tracking")
+
+
+def closed(tracker, status="FINISHED"):
+    tracker.end_run(PARENT, status)
+    tracker.close()
 
 
 def test_runs_are_children_of_the_sweep_with_flat_tags(target, tmp_path):
-    tracker = Tracker(target, "sweep-a")
-    run_id = tracker.start_run("trial-0000", "trial", {"energy": 0.1}, {"method": "svd_training"})
+    tracker = opened(target, tmp_path)
+    tracker.start_run(PARENT, "sweep", {"search.num_trials": 2}, {})
+    tracker.start_run("pretrain-channel", "pretrain", {}, {})
+    tracker.start_run("trial-0000", "trial", {"energy": 0.1}, {"method": "svd_training"}, "pretrain-channel")
     for epoch in (1, 2):
-        tracker.log_metrics(run_id, {"val_accuracy": epoch / 10, "rank/conv1": 3}, epoch, 1000.0 + epoch)
-    tracker.set_tags(run_id, {"pareto": "true"})
-    tracker.end_run(run_id, "FINISHED")
+        tracker.log_metrics("trial-0000", {"val_accuracy": epoch / 10, "rank/conv1": 3}, epoch, 1000.0 + epoch)
+    tracker.set_tags("trial-0000", {"pareto": "true"})
+    tracker.end_run("trial-0000", "FINISHED")
     artifact = tmp_path / "front.json"
     artifact.write_text("{}")
-    tracker.log_artifact(artifact)
-    tracker.close("FINISHED")
+    tracker.log_artifact(PARENT, artifact)
+    closed(tracker)
 
     client = MlflowClient(target.uri)
-    run = client.get_run(run_id)
+    run = client.get_run(tracker.run_id("trial-0000"))
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == "trial-0000"
     assert run.data.params == {"energy": "0.1"}
     assert run.data.metrics == {"val_accuracy": 0.2, "rank/conv1": 3}
     wanted = {"sweep_id": "sweep-a", "stage": "trial", "method": "svd_training", "pareto": "true"}
+    wanted |= {"source_run_id": tracker.run_id("pretrain-channel"), "mlflow.parentRunId": tracker.run_id(PARENT)}
     assert wanted.items() <= run.data.tags.items()
-    assert run.data.tags["mlflow.parentRunId"] == tracker.parent_run_id
-    assert [metric.step for metric in client.get_metric_history(run_id, "val_accuracy")] == [1, 2]
-    parent = client.get_run(tracker.parent_run_id)
-    assert (parent.info.status, parent.data.tags["stage"]) == ("FINISHED", "sweep")
+    history = client.get_metric_history(run.info.run_id, "val_accuracy")
+    assert [(metric.step, metric.timestamp) for metric in history] == [(1, 1_001_000), (2, 1_002_000)]
+    parent = client.get_run(tracker.run_id(PARENT))
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "experiment")
+    assert parent.data.tags["stage"] == "sweep"
+    assert parent.data.params == {"search.num_trials": "2"}
     assert [item.path for item in client.list_artifacts(parent.info.run_id)] == ["front.json"]
 
 
-def test_a_run_taken_up_again_is_the_same_run_and_repeated_epochs_are_stored_once(target):
-    first = Tracker(target, "sweep-b")
-    run_id = first.start_run("trial-0003", "trial", {"energy": 0.1}, {})
-    first.log_metrics(run_id, {"val_accuracy": 0.5}, 1, 1000.5)
-    first.end_run(run_id, "KILLED")
-    first.close("KILLED")
+def test_a_run_taken_up_again_is_the_same_run_and_repeated_epochs_are_stored_once(target, tmp_path):
+    first = opened(target, tmp_path)
+    first.start_run(PARENT, "sweep", {}, {})
+    first.start_run("trial-0003", "trial", {"energy": 0.1}, {})
+    first.log_metrics("trial-0003", {"val_accuracy": 0.5}, 1, 1000.5)
+    first.end_run("trial-0003", "KILLED")
+    closed(first, "KILLED")
+    (tmp_path / "tracking" / "runs.jsonl").unlink()  # the ids are not known any more: the runs are found by name
 
-    second = Tracker(target, "sweep-b", first.parent_run_id)
-    assert second.start_run("trial-0003", "trial", {"energy": 0.1}, {}) == run_id
-    second.log_metrics(run_id, {"val_accuracy": 0.5}, 1, 1000.5)
-    second.log_metrics(run_id, {"val_accuracy": 0.6}, 2, 1001.5)
-    second.end_run(run_id, "FINISHED")
-    second.close("FINISHED")
+    second = opened(target, tmp_path)
+    second.start_run(PARENT, "sweep", {"search.num_trials": 3}, {})
+    second.start_run("trial-0003", "trial", {"energy": 0.1}, {})
+    second.log_metrics("trial-0003", {"val_accuracy": 0.5}, 1, 1000.5)
+    second.log_metrics("trial-0003", {"val_accuracy": 0.6}, 2, 1001.5)
+    second.end_run("trial-0003", "FINISHED")
+    closed(second)
+    assert second.run_id("trial-0003") == first.run_id("trial-0003")
+    assert second.run_id(PARENT) == first.run_id(PARENT)
     client = MlflowClient(target.uri)
-    history = client.get_metric_history(run_id, "val_accuracy")
+    history = client.get_metric_history(second.run_id("trial-0003"), "val_accuracy")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.6)]
-    assert client.get_run(first.parent_run_id).info.status == "FINISHED"
+    assert client.get_run(first.run_id(PARENT)).info.status == "FINISHED"
+    assert client.get_run(first.run_id(PARENT)).data.params == {"search.num_trials": "3"}
+    assert len(client.search_runs(["1"])) == 2
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/nothing/mlflow.db", "nonsense://x", "http://127.0.0.1:9"])
-def test_a_store_that_cannot_be_used_is_one_clear_error(uri, monkeypatch):
+@pytest.mark.parametrize("uri", ["sqlite:////proc/nothing/mlflow.db", "nonsense://x", "http://user:secret@127.0.0.1:9"])
+def test_a_store_that_cannot_be_used_is_one_clear_error(uri, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(SweepError, match="MLflow store .* must be usable"):
-        Tracker(TrackingTarget(uri, "experiment"), "sweep-c")
+    with pytest.raises(SweepError, match="MLflow store .* must be usable") as caught:
+        opened(TrackingTarget(uri, "experiment"), tmp_path)
+    assert "secret" not in str(caught.value)
 
 
-def test_a_store_that_fails_meanwhile_stops_nothing_and_gets_its_records_later(tmp_path, caplog):
-    database = tmp_path / "mlflow.db"
-    target = TrackingTarget(f"sqlite:///{database}", "experiment", (tmp_path / "artifacts").as_uri())
-    tracker = Tracker(target, "sweep-d")
-    run_id = tracker.start_run("trial-0000", "trial", {}, {})
-    with sqlite3.connect(database) as connection:
+def test_a_store_that_fails_meanwhile_stops_nothing_and_gets_its_records_later(target, tmp_path, caplog):
+    tracker = opened(target, tmp_path)
+    tracker.start_run("trial-0000", "trial", {}, {})
+    assert tracker.flush(30) == 0
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         connection.execute("ALTER TABLE metrics RENAME TO gone")
     connection.close()
     with caplog.at_level(logging.WARNING, logger="orchestrator.tracking"):
-        tracker.log_metrics(run_id, {"val_accuracy": 0.5}, 1, 1.0)
-        for _ in range(100):
+        tracker.log_metrics("trial-0000", {"val_accuracy": 0.5}, 1, 1.0)
+        for _ in range(300):
             if "will retry" in caplog.text:
                 break
             tracker._thread.join(0.1)
     assert "will retry" in caplog.text
-    with sqlite3.connect(database) as connection:
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         connection.execute("ALTER TABLE gone RENAME TO metrics")
     connection.close()
-    tracker.close("FINISHED")
-    assert MlflowClient(target.uri).get_run(run_id).data.metrics == {"val_accuracy": 0.5}
+    closed(tracker)
+    assert MlflowClient(target.uri).get_run(tracker.run_id("trial-0000")).data.metrics == {"val_accuracy": 0.5}
+
+
+def test_what_a_store_refuses_is_kept_aside_and_holds_nothing_up(target, tmp_path, caplog):
+    tracker = opened(target, tmp_path)
+    tracker.start_run("trial-0000", "trial", {}, {})
+    tracker.start_run("trial-0001", "trial", {}, {})
+    assert tracker.flush(30) == 0
+    MlflowClient(target.uri).delete_run(tracker.run_id("trial-0000"))  # by a person, in the UI
+    for name in ("trial-0000", "trial-0001"):
+        tracker.log_metrics(name, {"val_accuracy": 0.5}, 1, 1.0)
+    closed(tracker)
+    assert "MLflow refuses 1 records of trial-0000" in caplog.text
+    (line,) = (tmp_path / "tracking" / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line)["value"] == {"step": 1, "values": {"val_accuracy": 0.5}}
+    assert MlflowClient(target.uri).get_run(tracker.run_id("trial-0001")).data.metrics == {"val_accuracy": 0.5}
+
+
+def test_a_spool_gives_back_what_was_written_in_order_and_only_once(tmp_path):
+    spool = Spool(tmp_path)
+    events = [Event(f"trial-{number:04d}", "metrics", {"step": 1, "values": {"x": 0.5}}, 1.5) for number in range(5)]
+    for event in events[:3]:
+        spool.append(event)
+    first, end = spool.read()
+    assert first == events[:3]
+    spool.delivered(end)
+    for event in events[3:]:
+        spool.append(event)
+    assert spool.count() == 2
+    spool.close()
+    again = Spool(tmp_path)  # as after a kill
+    assert again.read()[0] == events[3:]
+    again.delivered(again.read()[1])
+    again.close()
+    assert (tmp_path / "events.jsonl").stat().st_size == 0
+    assert Spool(tmp_path).read() == ([], 0)
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
+    spool = Spool(tmp_path)
+    spool.append(Event("trial-0000", "end", {"status": "FINISHED"}, 1.0))
+    spool.close()
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"run": "trial-0001", "ki')
+    again = Spool(tmp_path)
+    again.append(Event("trial-0002", "end", {"status": "FINISHED"}, 2.0))
+    assert [event.run for event in again.read()[0]] == ["trial-0000", "trial-0002"]
+
+
+def test_a_damaged_position_is_one_clear_error(tmp_path):
+    (tmp_path / "delivered.json").write_text("{")
+    with pytest.raises(SweepError, match="must be readable JSON.*remove it"):
+        Spool(tmp_path)
+
+
+def test_sweeps_that_share_a_store_lose_nothing(tmp_path, caplog):
+    """Four drivers write to one SQLite file at once."""
+    target = TrackingTarget(f"sqlite:///{tmp_path}/mlflow.db", "shared", (tmp_path / "artifacts").as_uri())
+    trackers = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        trackers.append(Tracker(target, f"sweep-{number}", tmp_path / str(number), tmp_path / str(number) / "tracking"))
+
+    def record(tracker):
+        tracker.start_run(PARENT, "sweep", {}, {})
+        for trial in range(5):
+            tracker.start_run(f"trial-{trial:04d}", "trial", {}, {})
+            for epoch in range(1, 21):
+                values = {f"rank/{layer}": epoch + layer for layer in range(5)}
+                tracker.log_metrics(f"trial-{trial:04d}", values, epoch, float(epoch))
+                tracker._thread.join(0.002)
+            tracker.end_run(f"trial-{trial:04d}", "FINISHED")
+        closed(tracker)
+
+    threads = [threading.Thread(target=record, args=(tracker,)) for tracker in trackers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    client = MlflowClient(target.uri)
+    for tracker in trackers:
+        for trial in range(5):
+            run_id = tracker.run_id(f"trial-{trial:04d}")
+            for layer in range(5):
+                history = client.get_metric_history(run_id, f"rank/{layer}")
+                assert [(metric.step, metric.value) for metric in history] == [(e, e + layer) for e in range(1, 21)]
+            assert client.get_run(run_id).info.status == "FINISHED"
+    assert "locked" not in caplog.text
 
 
 def test_the_environment_names_store_and_experiment(monkeypatch, tmp_path):
@@ -96,3 +208,8 @@ def test_the_environment_names_store_and_experiment(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     assert tracking_target("name", tmp_path / "x", tmp_path) == TrackingTarget("http://127.0.0.1:5000", "mine")
+
+
+def test_a_uri_is_shown_without_its_credentials():
+    assert redacted("postgresql+psycopg://me:secret@host:5432/db") == "postgresql+psycopg://host:5432/db"
+    assert redacted("sqlite:////a/b@c/mlflow.db") == "sqlite:////a/b@c/mlflow.db"

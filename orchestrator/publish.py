@@ -1,0 +1,61 @@
+"""What a sweep has found so far, for its readers: `front.json`, the picture, and the parent run in MLflow."""
+
+import json
+from typing import TYPE_CHECKING
+
+from orchestrator.config import SweepConfig
+from orchestrator.front import SweepFront, sweep_front
+from orchestrator.ledger import Ledger
+from orchestrator.objectives import front_of
+from orchestrator.output import write_text
+from orchestrator.paths import SweepPaths
+from orchestrator.records import RunRecord
+from orchestrator.tracking.note import NOTE_TAG, sweep_note
+from orchestrator.tracking.spool import PARENT
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.tracker import Tracker
+
+_FLUSH_S = 30.0
+
+
+def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> SweepFront:
+    """Write the front to the output directory and to MLflow, and tag its members."""
+    tracker.flush(_FLUSH_S)  # so that the files name the runs by their ids
+    ledger.save()
+    records = ledger.records()
+    front = sweep_front(records, config.finetune, config.search.constraints)
+    write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
+    _tag_members(front, records, paths, tracker)
+    if values := _final_values(front):
+        tracker.log_metrics(PARENT, values, len(ledger.records("trial")), max(r.ended_at_s or 0.0 for r in records))
+    tracker.set_tags(PARENT, {NOTE_TAG: sweep_note(front, records, config, None, tracker.run_id(PARENT))})
+    for path in (paths.config, paths.layers, paths.environment, paths.front, paths.results):
+        if path.exists():
+            tracker.log_artifact(PARENT, path)
+    return front
+
+
+def _tag_members(front: SweepFront, records: list[RunRecord], paths: SweepPaths, tracker: "Tracker") -> None:
+    """Set the tag `pareto` of trials with a cut on the search's front, and of what is on the front of trained networks.
+
+    Runs begin with "false", so that only changes need a call.
+    """
+    trained = [record for record in records if record.stage in ("finetune", "dense")]
+    after = {point.name.partition("-cut-")[0] for point in front.front} | {run.name for run in front_of(trained)}
+    before = set(json.loads(paths.tagged.read_text())) if paths.tagged.exists() else set()
+    for name in sorted(before ^ after):
+        tracker.set_tags(name, {"pareto": str(name in after).lower()})
+    write_text(paths.tagged, json.dumps(sorted(after)) + "\n")
+
+
+def _final_values(front: SweepFront) -> dict[str, float]:
+    """The parent run's metrics at the end: what the finalists and the dense network reached."""
+    values: dict[str, float] = {}
+    for split in ("val", "test"):
+        reached = [value for point in front.finalists if (value := getattr(point, f"{split}_accuracy")) is not None]
+        if reached:
+            values[f"best_{split}_accuracy"] = max(reached)
+        if front.dense is not None and (dense := getattr(front.dense, f"{split}_accuracy")) is not None:
+            values[f"dense_{split}_accuracy"] = dense
+    return values

@@ -1,0 +1,57 @@
+"""Send to MLflow what a sweep could not: its store was away, or its driver was killed."""
+
+from dataclasses import dataclass, replace
+
+from orchestrator.config import load_config
+from orchestrator.output import locked, read_state
+from orchestrator.paths import SweepPaths
+from orchestrator.records import read_records, write_records
+from trainers.errors import SweepError
+
+_PATIENCE_S = 600.0
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """How many records were waiting, how many still are, and the store, without credentials."""
+
+    waiting: int
+    left: int
+    store: str
+
+
+def sync(paths: SweepPaths) -> SyncResult:
+    """Deliver what waits in the output directory, and write the ids of runs into `results.parquet`.
+
+    Raises SweepError where the directory is not a sweep's or is in use, and where the store cannot be used or is not the
+    one that the sweep was recorded in.
+    """
+    from orchestrator.tracking.target import tracking_target
+    from orchestrator.tracking.tracker import Tracker
+
+    if not paths.config.exists() or not paths.state.exists():
+        raise SweepError(f"{paths.root} must be the output directory of a sweep, but has no sweep.json")
+    with locked(paths):
+        state = read_state(paths)
+        target = tracking_target(load_config(paths.config).name, paths.mlflow_db, paths.mlflow_artifacts)
+        store = target.shown
+        if store != state["tracking_uri"]:
+            raise SweepError(
+                f"MLFLOW_TRACKING_URI must be the sweep's store {state['tracking_uri']!r}, but is {store!r}; set it to that"
+            )
+        tracker = Tracker(target, state["sweep_id"], paths.root, paths.tracking)
+        try:
+            waiting = tracker.waiting
+            left = tracker.flush(_PATIENCE_S)
+        finally:
+            tracker.close()
+        if paths.results.exists():
+            records = read_records(paths.results)
+            write_records(
+                [
+                    record if record.run_id else replace(record, run_id=tracker.run_id(record.name))
+                    for record in records
+                ],
+                paths.results,
+            )
+    return SyncResult(waiting, left, store)

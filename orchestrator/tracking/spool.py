@@ -1,0 +1,97 @@
+"""Events on their way to MLflow: a file of JSON lines that only grows, and how far it has been delivered.
+
+Writing one is a single append, so that an event is in the file whole or not at all, whatever ends the process.
+"""
+
+import errno
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainers.atomic import atomic_file
+from trainers.errors import SweepError
+
+Kind = Literal["start", "metrics", "tags", "artifact", "model", "end"]
+PARENT = "sweep"  # the parent run in events; in MLflow it is called after the sweep
+_MAX_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to the run called `run` at `time_s`, seconds since 1970.
+
+    `value` by `kind`: start {"stage", "params", "tags", "source"}, metrics {"step", "values"}, tags {key: text},
+    artifact {"path"} relative to the output directory, model {"path", "metrics", "params"}, end {"status"}.
+    """
+
+    run: str
+    kind: Kind
+    value: dict[str, Any]
+    time_s: float
+
+
+class Spool:
+    """One writer and one reader, which may be different threads; `folder` is made where it is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it; a line that a killed process left half written is cut off.
+
+        Raises SweepError where what is there is damaged.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path, self._position = folder / "events.jsonl", folder / "delivered.json"
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        content = self._path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.ftruncate(self._file, content.rfind(b"\n") + 1)
+        self._offset = self._read_position()
+
+    def append(self, event: Event) -> None:
+        """Add an event behind all others; raises OSError where the disk is full, and leaves no part of it."""
+        line = json.dumps(asdict(event)).encode() + b"\n"
+        end = os.fstat(self._file).st_size
+        if os.write(self._file, line) < len(line):
+            os.ftruncate(self._file, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+    def read(self) -> tuple[list[Event], int]:
+        """Return the next events that are not delivered, at most about a megabyte of them, and where they end."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            lines = file.readlines(_MAX_READ_BYTES)
+        if lines and not lines[-1].endswith(b"\n"):  # still being written
+            lines.pop()
+        events = [Event(**json.loads(line)) for line in lines]
+        return events, self._offset + sum(map(len, lines))
+
+    def delivered(self, offset: int) -> None:
+        """Everything before `offset` has arrived and is not read again."""
+        self._offset = offset
+        with atomic_file(self._position) as file:
+            file.write(json.dumps({"offset": offset}).encode())
+
+    def count(self) -> int:
+        """Return how many events are not delivered."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            return sum(1 for _ in file)
+
+    def close(self) -> None:
+        """Close the file; if everything has arrived it is emptied."""
+        if self._offset == os.fstat(self._file).st_size:
+            self.delivered(0)
+            os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+    def _read_position(self) -> int:
+        if not self._position.exists():
+            return 0
+        try:
+            offset = int(json.loads(self._position.read_text())["offset"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SweepError(
+                f"{self._position} must be readable JSON, but: {error}; remove it, and all is sent to MLflow again"
+            ) from error
+        return min(offset, os.fstat(self._file).st_size)

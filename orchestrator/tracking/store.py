@@ -1,0 +1,185 @@
+"""One sweep's runs in an MLflow store, by their names: every call may be repeated, and changes nothing then.
+
+Never the fluent API, whose active run differs from thread to thread. Metrics carry the time at which their epoch ended,
+so that an epoch reported twice (after a retry or a resume) is stored once.
+"""
+
+import getpass
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# before the import: these are read by it
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the spool tries again, for as long as it takes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+import mlflow
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME, MLFLOW_USER
+
+from orchestrator.tracking.spool import PARENT, Event
+from orchestrator.tracking.target import TrackingTarget
+from trainers.errors import SweepError
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on creating tables would break the live view
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints tracebacks of what is tried again
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+_MAX_BATCH = 500
+_MAX_PARAMS = 100  # a server's limit for one call
+_MAX_PARAM_LENGTH = 6000
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "MALFORMED_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
+
+
+def refused(error: Exception) -> bool:
+    """Whether the store will never take this, however often it is sent: a deleted run, a value against its rules."""
+    return isinstance(error, FileNotFoundError) or (
+        isinstance(error, MlflowException) and error.error_code in _REFUSALS
+    )
+
+
+class RunStore:
+    """The client of one sweep; `root` is the output directory, `ids` a file of the runs that exist (name and id)."""
+
+    def __init__(self, target: TrackingTarget, sweep_id: str, root: Path, ids: Path) -> None:
+        """Connect, and create or migrate the store and the experiment where that is due.
+
+        Raises SweepError where the store cannot be used.
+        """
+        self._target, self._sweep_id, self._root, self._ids_file = target, sweep_id, root, ids
+        try:
+            self.client = mlflow.MlflowClient(tracking_uri=target.uri)
+            self._experiment_id = self._find_experiment()
+        except (MlflowException, OSError, ValueError, ModuleNotFoundError) as error:
+            raise SweepError(
+                f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, or "
+                "unset it to record in the output directory"
+            ) from error
+        self._ids = self._read_ids()
+        self._uncertain = True  # a run that is not in the file may have been created all the same
+
+    def run_id(self, name: str) -> str:
+        """Return the id of a run, "" as long as it has none."""
+        return self._ids.get(name, "")
+
+    def deliver(self, events: Iterable[Event]) -> None:
+        """Record one run's events, in order, in as few calls as there can be."""
+        metrics: list[Metric] = []
+        tags: dict[str, str] = {}
+        artifacts: list[str] = []
+        name = ""
+        for event in events:
+            name, value, time_ms = event.run, event.value, int(event.time_s * 1000)
+            if event.kind == "start":
+                self._flush(name, metrics, tags, artifacts)
+                self._start(name, value, time_ms)
+            elif event.kind == "metrics":
+                metrics += [Metric(key, number, time_ms, value["step"]) for key, number in value["values"].items()]
+            elif event.kind == "tags":
+                tags |= value
+            elif event.kind == "artifact":
+                artifacts.append(value["path"])
+            elif event.kind == "end":
+                self._flush(name, metrics, tags, artifacts)
+                self.client.set_terminated(self._known(name), status=value["status"], end_time=time_ms)
+        self._flush(name, metrics, tags, artifacts)
+
+    def uncertain(self) -> None:
+        """A call has failed: what it was to do may have been done."""
+        self._uncertain = True
+
+    def certain(self) -> None:
+        """All that was ever sent is known to have arrived."""
+        self._uncertain = False
+
+    def _flush(self, name: str, metrics: list[Metric], tags: dict[str, str], artifacts: list[str]) -> None:
+        if metrics or tags:
+            run_id = self._known(name)
+            for start in range(0, max(len(metrics), 1), _MAX_BATCH):
+                now = [RunTag(*item) for item in tags.items()] if start == 0 else []
+                self.client.log_batch(run_id, metrics=metrics[start : start + _MAX_BATCH], tags=now)
+        for path in artifacts:
+            self.client.log_artifact(self._known(name), str(self._root / path))
+        metrics.clear()
+        tags.clear()
+        artifacts.clear()
+
+    def _start(self, name: str, value: Mapping[str, Any], time_ms: int) -> None:
+        if (run_id := self._ids.get(name)) is not None:
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            tags = dict(value["tags"])
+            if (source := value["source"]) is not None and self.run_id(source):
+                tags["source_run_id"] = self.run_id(source)
+            self._create(name, value["stage"], tags, time_ms)
+        self._log_params(self._ids[name], value["params"])
+
+    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Record those that are new: MLflow's params never change, and a sweep that goes on with more trials has its
+        sizes in the artifact config.yaml.
+        """
+        known = self.client.get_run(run_id).data.params if self._uncertain else {}
+        new = [Param(key, value[:_MAX_PARAM_LENGTH]) for key, value in params.items() if key not in known]
+        for start in range(0, len(new), _MAX_PARAMS):
+            self.client.log_batch(run_id, params=new[start : start + _MAX_PARAMS])
+
+    def _known(self, name: str) -> str:
+        """Return the run's id; a run that began in another store gets a new one in this, without params."""
+        if name not in self._ids:
+            self._create(name, PARENT if name == PARENT else "unknown", {}, None)
+        return self._ids[name]
+
+    def _create(self, name: str, stage: str, tags: Mapping[str, str], time_ms: int | None) -> None:
+        found = self._find(name) if self._uncertain else None
+        if found is None:
+            shown = self._target.experiment if name == PARENT else name
+            flat = {**tags, "sweep_id": self._sweep_id, "stage": stage, MLFLOW_SOURCE_NAME: "rankfront"}
+            flat |= {MLFLOW_USER: _user()}
+            if name != PARENT:
+                flat[MLFLOW_PARENT_RUN_ID] = self._known(PARENT)
+            found = self.client.create_run(self._experiment_id, time_ms, flat, shown)
+        run_id = str(found.info.run_id)
+        with self._ids_file.open("a") as file:
+            file.write(json.dumps({"run": name, "id": run_id, "store": self._target.shown}) + "\n")
+        self._ids[name] = run_id
+
+    def _find(self, name: str) -> Run | None:
+        which = "tags.stage = 'sweep'" if name == PARENT else f"tags.`{MLFLOW_RUN_NAME}` = '{name}'"
+        query = f"tags.sweep_id = '{self._sweep_id}' AND {which}"
+        found = self.client.search_runs([self._experiment_id], query, max_results=1)
+        return found[0] if found else None
+
+    def _find_experiment(self) -> str:
+        name = self._target.experiment
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(self.client.create_experiment(name, artifact_location=self._target.artifacts))
+        if experiment.lifecycle_stage != "active":
+            raise ValueError(
+                f"experiment {name!r} is deleted; restore it, or set MLFLOW_EXPERIMENT_NAME to another name"
+            )
+        return str(experiment.experiment_id)
+
+    def _read_ids(self) -> dict[str, str]:
+        if not self._ids_file.exists():
+            return {}
+        try:
+            lines = [json.loads(line) for line in self._ids_file.read_text().splitlines()]
+            return {line["run"]: line["id"] for line in lines if line["store"] == self._target.shown}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SweepError(
+                f"{self._ids_file} must be lines of JSON, but: {error}; remove it, and the runs are searched for by name"
+            ) from error
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
