@@ -58,8 +58,8 @@ class RunStore:
             self._experiment_id = self._find_experiment()
         except (MlflowException, OSError, ValueError, ModuleNotFoundError) as error:
             raise SweepError(
-                f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, or "
-                "unset it to record in the output directory"
+                f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, "
+                "or unset it to record in the output directory"
             ) from error
         self._ids = self._read_ids()
         self._uncertain = True  # a run that is not in the file may have been created all the same
