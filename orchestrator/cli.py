@@ -4,13 +4,18 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
 from trainers.errors import ConfigError, RankfrontError
+
+if TYPE_CHECKING:
+    from orchestrator.selection import Bound
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,7 +25,20 @@ _Set = Annotated[
 ]
 _Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's output directory.")]
 
+_BOUND = "The most {}: a count (1.2e6, 900k, 40M) or a share of the dense network (50%)."
+
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
+NOTHING_MATCHES = 1  # as grep's
+
+T = TypeVar("T")
+
+
+class Format(StrEnum):
+    """How a front is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
 
 
 @app.callback()
@@ -75,21 +93,55 @@ def validate(config: _Config, set_: _Set = None) -> None:
         )
 
 
-@app.command()
-def front(directory: _Dir, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print a sweep's front before and after fine-tuning, beside the dense baseline."""
-    from orchestrator.config import load_config
-    from orchestrator.front import front_tables, sweep_front
-    from orchestrator.paths import SweepPaths
-    from orchestrator.records import read_records
+def _bound(text: str) -> "Bound":
+    from orchestrator.selection import parse_bound
 
-    paths = SweepPaths(directory)
-    records, config = read_records(paths.results), load_config(paths.config)
-    found = sweep_front(records, config.finetune, config.search.constraints)
-    if as_json:
-        print(json.dumps(found.as_json(), indent=2))
-    else:
+    return _parsed(parse_bound, text)
+
+
+def _accuracy(text: str) -> float:
+    from orchestrator.selection import parse_accuracy
+
+    return _parsed(parse_accuracy, text)
+
+
+def _parsed(parse: "Callable[[str], T]", text: str) -> "T":
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def front(
+    directory: _Dir,
+    max_macs: Annotated[Any, typer.Option(parser=_bound, metavar="N", help=_BOUND.format("MACs"))] = None,
+    max_params: Annotated[Any, typer.Option(parser=_bound, metavar="N", help=_BOUND.format("parameters"))] = None,
+    min_accuracy: Annotated[
+        Any, typer.Option(parser=_accuracy, metavar="A", help="The least validation accuracy: 0.97 or 97%.")
+    ] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The front's knee alone, within the limits.")] = False,
+    format_: Annotated[Format, typer.Option("--format", help="csv: one line a model.")] = Format.TABLE,
+) -> None:
+    """Print a sweep's front before and after fine-tuning, beside the dense baseline.
+
+    With a limit or --knee: the finalists, or before there are any the cuts on the search's front, that match. Exit code 1
+    where none does.
+    """
+    from orchestrator.front import front_tables, read_front
+    from orchestrator.selection import Limits, NothingMatchesError, as_csv, select
+
+    found, limits = read_front(directory), Limits(max_macs, max_params, min_accuracy)
+    if knee or limits != Limits():
+        try:
+            found = select(found, limits, knee=knee)
+        except NothingMatchesError as error:
+            print(f"Nothing matches: {error}", file=sys.stderr)
+            raise typer.Exit(NOTHING_MATCHES) from None
+    if format_ is Format.TABLE:
         Console().print(front_tables(found))
+    else:
+        print(as_csv(found) if format_ is Format.CSV else json.dumps(found.as_json(), indent=2) + "\n", end="")
 
 
 @app.command()

@@ -62,18 +62,19 @@ def candidates(trials: Sequence[RunRecord]) -> list[RunRecord]:
     for trial in trials:
         if trial.state == "COMPLETE":
             found.append(trial)
-            found += [_candidate(trial, place, point) for place, point in enumerate(final_curve(trial)) if place > 0]
+            settings = json.loads(trial.settings or "{}")
+            points = list(enumerate(final_curve(trial)))[1:]
+            found += [_candidate(trial, settings, place, point) for place, point in points]
     return found
 
 
-def _candidate(trial: RunRecord, place: int, point: CurvePoint) -> RunRecord:
-    settings = {**json.loads(trial.settings or "{}"), **point.settings}
+def _candidate(trial: RunRecord, settings: dict[str, Any], place: int, point: CurvePoint) -> RunRecord:
     columns = {key: value for key, value in point.settings.items() if key in RunRecord.__dataclass_fields__}
     return replace(
         trial,
         name=f"{trial.name}-cut-{place}",
         source=trial.name,
-        settings=json.dumps(settings),
+        settings=json.dumps({**settings, **point.settings}),
         macs=point.macs,
         macs_ratio=point.macs_ratio,
         params=point.params,

@@ -1,6 +1,7 @@
 """What a sweep found: the dense baseline, the search's front and the fine-tuned finalists, as data and as tables."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -8,12 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.config import ConstraintsConfig, FinetuneConfig
+from orchestrator.config import ConstraintsConfig, FinetuneConfig, load_front_settings
 from orchestrator.curves import candidates
-from orchestrator.finalists import pick_finalists
+from orchestrator.finalists import pick_among
 from orchestrator.jobs import finetune_name
 from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
-from orchestrator.records import RunRecord
+from orchestrator.paths import SweepPaths
+from orchestrator.picks import PickName, pick
+from orchestrator.records import RunRecord, read_records
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,18 @@ class FrontPoint:
     params: int
     params_ratio: float
 
+    @property
+    def accuracy(self) -> float | None:
+        """The validation accuracy that counts: the score where there is one, else `val_accuracy`."""
+        return self.val_accuracy if self.score is None else self.score
+
 
 @dataclass(frozen=True)
 class SweepFront:
     """`front`: the search's non-dominated cuts, before fine-tuning. `finalists`: those that were fine-tuned.
 
-    Both run from the fewest MACs to the most; `dense` is None until the baseline has ended.
+    Both run from the fewest MACs to the most; `dense` is None until the baseline has ended. `picks`: the named models
+    (`picks.pick`) among the finalists, as long as there are none among the front.
     """
 
     dense: FrontPoint | None
@@ -46,6 +55,7 @@ class SweepFront:
     finalists: list[FrontPoint]
     before: dict[str, RunRecord]
     hypervolume: float
+    picks: dict[PickName, FrontPoint] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The points as plain values; `test_accuracy` only where it was measured."""
@@ -53,7 +63,18 @@ class SweepFront:
             "dense": None if self.dense is None else _plain(self.dense),
             "front": [_plain(point) for point in self.front],
             "finalists": [_plain(point) for point in self.finalists],
+            "picks": {name: point.name for name, point in self.picks.items()},
         }
+
+    def picked_as(self, name: str) -> list[PickName]:
+        """The names that the model of the run or cut called `name` has."""
+        return [pick_name for pick_name, point in self.picks.items() if point.name == name]
+
+
+def read_front(directory: Path) -> SweepFront:
+    """Return the front of the sweep in `directory`; raises SweepError or ConfigError where there is none to be read."""
+    paths = SweepPaths(directory)
+    return sweep_front(read_records(paths.results), *load_front_settings(paths.config))
 
 
 def sweep_front(
@@ -64,35 +85,40 @@ def sweep_front(
     Finalists are those picked from its trials as they are now: a sweep that was extended has fine-tuned others before.
     """
     trials = [record for record in records if record.stage == "trial"]
-    picks = {finetune_name(record): record for record in pick_finalists(trials, finetune, constraints)}
-    finalists = [
+    cuts = candidates(trials)
+    chosen = {finetune_name(record): record for record in pick_among(cuts, finetune, constraints)}
+    tuned = [
         record
         for record in records
-        if record.stage == "finetune" and record.state == "COMPLETE" and record.name in picks
+        if record.stage == "finetune" and record.state == "COMPLETE" and record.name in chosen
     ]
-    cuts = candidates(trials)
-    dense = [record for record in records if record.stage == "dense" and record.state == "COMPLETE"]
+    dense = next((_point(r) for r in records if r.stage == "dense" and r.state == "COMPLETE"), None)
+    front = [_point(record) for record in front_of(cuts)]
+    finalists = [_point(record) for record in sorted(tuned, key=lambda record: record.macs or 0)]
     return SweepFront(
-        _point(dense[0]) if dense else None,
-        [_point(record) for record in front_of(cuts)],
-        [_point(record) for record in sorted(finalists, key=lambda record: record.macs or 0)],
-        {record.name: picks[record.name] for record in finalists},
+        dense,
+        front,
+        finalists,
+        {record.name: chosen[record.name] for record in tuned},
         front_hypervolume(cuts),
+        pick(finalists or front, None if dense is None else dense.accuracy),
     )
 
 
 def front_tables(front: SweepFront) -> RenderableType:
     """Return the two fronts, before and after fine-tuning, beside the dense baseline, for a terminal."""
-    parts: list[RenderableType] = [_search_table(front)]
+    parts: list[RenderableType] = [_search_table(front)] if front.front or not front.finalists else []
     if front.finalists or front.dense:
-        parts += [Text(), _finalist_table(front)]
+        parts += [*([Text()] if parts else []), _finalist_table(front)]
     return Group(*parts)
 
 
 def _search_table(front: SweepFront) -> Table:
     table = _table(f"Front before fine-tuning (hypervolume {front.hypervolume:.4f})")
     for point in front.front:
-        table.add_row(point.name, *_costs(point), _percent(point.val_accuracy if point.score is None else point.score))
+        table.add_row(
+            _named(point, front), *_costs(point), _percent(point.val_accuracy if point.score is None else point.score)
+        )
     return table
 
 
@@ -105,7 +131,7 @@ def _finalist_table(front: SweepFront) -> Table:
     for point in front.finalists:
         before = front.before.get(point.name)
         table.add_row(
-            point.name,
+            _named(point, front),
             *_costs(point),
             _percent(point.val_accuracy),
             _percent(accuracy_of(before) if before else None),
@@ -116,6 +142,14 @@ def _finalist_table(front: SweepFront) -> Table:
         table.add_section()
         table.add_row("dense", *_costs(front.dense), _percent(front.dense.val_accuracy), "", _percent(dense_test), "")
     return table
+
+
+def _named(point: FrontPoint, front: SweepFront) -> Text:
+    """The model's name, and below it those it is picked under."""
+    text = Text(point.name)
+    if names := front.picked_as(point.name):
+        text.append(f"\n  {', '.join(names)}", style="italic")
+    return text
 
 
 def _table(title: str) -> Table:

@@ -217,3 +217,19 @@ def spread_subset(points: Points, count: int) -> list[int]:
         left = [i for i in range(len(candidates)) if i not in chosen]
         chosen.append(max(left, key=lambda i: hypervolume(scaled[[*chosen, i]], reference)))
     return [candidates[i] for i in chosen]
+
+
+def knee(points: Points) -> int | None:
+    """Return the row of the front's knee: the point (n, 2) farthest from the chord between the front's two ends.
+
+    Objectives are scaled to 0..1 over the front. Only points on the side of the chord where both objectives are better
+    count, so that a front without such a bend, or of two points, gives the end that is best in the first objective. None
+    where no point is finite.
+    """
+    rows = np.flatnonzero(non_dominated(points))
+    if len(rows) == 0:
+        return None
+    scaled = unit_scaled(points[rows])
+    # on a front the ends are (0, 1) and (1, 0): the distance to the chord x + y = 1 is (1 - x - y) / sqrt(2)
+    farthest = np.lexsort((scaled[:, 0], np.round(scaled.sum(axis=1), 12)))[0]
+    return int(rows[farthest])

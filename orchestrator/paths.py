@@ -37,7 +37,7 @@ class SweepPaths:
 
     @property
     def front(self) -> Path:
-        """What `rankfront front --json` prints."""
+        """What `rankfront front --format json` prints."""
         return self.root / "front.json"
 
     @property

@@ -136,7 +136,7 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, tmp_path, ending):
     assert all(path.stat().st_mtime_ns == changed for path, changed in finished_files.items())
     assert_mlflow_agrees(output, records)
 
-    shown = rankfront("front", output, "--json")
+    shown = rankfront("front", output, "--format", "json")
     points = json.loads(shown.stdout)
     assert points == json.loads((output / "front.json").read_text())
     assert {point["name"] for point in points["finalists"]} == {n for n, r in records.items() if r.stage == "finetune"}

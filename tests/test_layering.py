@@ -66,6 +66,29 @@ assert not loaded & {FOREIGN | {"orchestrator", "pydantic"}!r}, loaded
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_what_only_reads_a_sweep_answers_without_torch_ray_and_the_like():
+    code = """
+import sys
+import orchestrator.cli, orchestrator.config, orchestrator.front, orchestrator.selection
+slow = {"torch", "torchvision", "ray", "optuna", "mlflow", "pandas"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_public_names_of_trainers_are_loaded_when_they_are_asked_for():
+    code = """
+import sys
+import trainers.config, trainers.errors
+assert "torch" not in sys.modules
+from trainers import *
+import trainers, trainers.public
+assert all(globals()[name] is getattr(trainers.public, name) for name in trainers.public.__all__)
+assert not hasattr(trainers, "nonsense") and not hasattr(trainers, "__wrapped__")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_files_stay_small(pytestconfig):
     for package in ("trainers", "search_spaces", "orchestrator"):
         for path in (pytestconfig.rootpath / package).rglob("*.py"):

@@ -85,8 +85,10 @@ def test_points_of_the_front_as_json():
     found = sweep_front(rows, FinetuneConfig(1)).as_json()
     assert len(found["finalists"]) == 1  # 1 was picked before 2 came to dominate it
     keys = {"name", "run_id", "val_accuracy", "macs", "macs_ratio", "params", "params_ratio"}
-    assert found.keys() == {"dense", "front", "finalists"}
+    assert found.keys() == {"dense", "front", "finalists", "picks"}
     assert found["dense"].keys() == found["finalists"][0].keys() == keys | {"test_accuracy"}
     assert found["front"][0].keys() == keys
     assert found["finalists"][0]["test_accuracy"] == 0.94
-    assert sweep_front([], FinetuneConfig(1)).as_json() == {"dense": None, "front": [], "finalists": []}
+    assert found["picks"] == dict.fromkeys(("best", "smallest", "knee"), "finetune-0002")
+    empty = {"dense": None, "front": [], "finalists": [], "picks": {}}
+    assert sweep_front([], FinetuneConfig(1)).as_json() == empty

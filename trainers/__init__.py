@@ -3,73 +3,22 @@
 Read in this order: `factorization` (weights as matrices), `layers` (trained U, s, V), `surgery` (dense model to decomposed
 one), `methods` (SVD training and the others behind one protocol), `rank_rules`, `deploy` (decomposed model to low-rank
 one), `loop`, `recipe` (the three stages).
+
+The public names are those of `public`. They are loaded when the first of them is asked for: `trainers.config` and
+`trainers.errors` alone need no torch, and a command that only reads a sweep's files answers at once.
 """
 
-from trainers.attention import open_attention
-from trainers.config import (
-    CurveConfig,
-    DataConfig,
-    DistillationConfig,
-    FactorizationConfig,
-    MethodConfig,
-    ModelConfig,
-    RankConfig,
-    TrainingConfig,
-)
-from trainers.cost import Cost, measure_cost
-from trainers.curve import Cut
-from trainers.data import ImageData, load_test, load_train_validation
-from trainers.deploy import DeployedLayer, PrunedModel, prune
-from trainers.errors import CheckpointError, ConfigError, DataError, NonFiniteError, RankfrontError, TrainingError
-from trainers.layers import SVDConv, SVDLinear
-from trainers.loop import EpochResult
-from trainers.methods import METHODS
-from trainers.models import ModelSpec, build_model
-from trainers.rank_rules import RANK_RULES
-from trainers.recipe import Setting, compress, evaluate_model_file, finetune, pretrain, train_dense
-from trainers.saved_model import SavedModel, load_model
-from trainers.surgery import LayerReport, factorize
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "METHODS",
-    "RANK_RULES",
-    "CheckpointError",
-    "ConfigError",
-    "Cost",
-    "CurveConfig",
-    "Cut",
-    "DataConfig",
-    "DataError",
-    "DeployedLayer",
-    "DistillationConfig",
-    "EpochResult",
-    "FactorizationConfig",
-    "ImageData",
-    "LayerReport",
-    "MethodConfig",
-    "ModelConfig",
-    "ModelSpec",
-    "NonFiniteError",
-    "PrunedModel",
-    "RankConfig",
-    "RankfrontError",
-    "SVDConv",
-    "SVDLinear",
-    "SavedModel",
-    "Setting",
-    "TrainingConfig",
-    "TrainingError",
-    "build_model",
-    "compress",
-    "evaluate_model_file",
-    "factorize",
-    "finetune",
-    "load_model",
-    "load_test",
-    "load_train_validation",
-    "measure_cost",
-    "open_attention",
-    "pretrain",
-    "prune",
-    "train_dense",
-]
+if TYPE_CHECKING:
+    from trainers.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":  # what Python and its tools ask every module for
+        raise AttributeError(name)
+    public = importlib.import_module("trainers.public")
+    if name not in ("__all__", *public.__all__):
+        raise AttributeError(f"module 'trainers' has no attribute {name!r}")
+    return getattr(public, name)
