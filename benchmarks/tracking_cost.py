@@ -58,7 +58,7 @@ def run_here(mode: str, folder: Path) -> None:
     if mode == "off":
         module.Tracker._put = lambda *_, **__: None  # type: ignore[method-assign]
     else:
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # noqa: TID251  # to count its calls
 
         log_batch = MlflowClient.log_batch
 
@@ -94,7 +94,12 @@ def run_here(mode: str, folder: Path) -> None:
 def server(folder: Path, port: int) -> Iterator[str]:
     """An MLflow server on SQLite."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files")]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -116,7 +121,8 @@ def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for store in ("sqlite", "server"):
         extra = [
-            (one[store]["driver_core_s"] - one["off"]["driver_core_s"]) / one["off"]["training_core_s"] for one in rounds
+            (one[store]["driver_core_s"] - one["off"]["driver_core_s"]) / one["off"]["training_core_s"]
+            for one in rounds
         ]
         found[store] = {
             "extra_share_of_training": statistics.median(extra),

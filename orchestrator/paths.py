@@ -62,8 +62,8 @@ class SweepPaths:
 
     @property
     def tagged(self) -> Path:
-        """The runs whose tag `pareto` is true in MLflow."""
-        return self.tracking / "pareto.json"
+        """The tags `pareto` and `pick` as MLflow has them, where they are not those of any run."""
+        return self.tracking / "tags.json"
 
     @property
     def environment(self) -> Path:

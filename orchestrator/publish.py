@@ -10,8 +10,10 @@ from orchestrator.objectives import front_of
 from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord
+from orchestrator.report.front_picture import front_png
 from orchestrator.tracking.note import NOTE_TAG, sweep_note
 from orchestrator.tracking.spool import PARENT
+from trainers.atomic import atomic_file
 
 if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
@@ -26,27 +28,38 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
     records = ledger.records()
     front = sweep_front(records, config.finetune, config.search.constraints)
     write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
-    _tag_members(front, records, paths, tracker)
+    with atomic_file(paths.front_picture) as file:
+        file.write(front_png(records, config.finetune, config.search.constraints))
+    _tag(front, records, paths, tracker)
     if values := _final_values(front):
         tracker.log_metrics(PARENT, values, len(ledger.records("trial")), max(r.ended_at_s or 0.0 for r in records))
-    tracker.set_tags(PARENT, {NOTE_TAG: sweep_note(front, records, config, None, tracker.run_id(PARENT))})
-    for path in (paths.config, paths.layers, paths.environment, paths.front, paths.results):
+    note = sweep_note(front, records, config, paths.front_picture.name, tracker.run_id(PARENT))
+    picks = {f"pick_{name}": point.name for name, point in front.picks.items()}
+    tracker.set_tags(PARENT, {NOTE_TAG: note, **picks})
+    for path in (paths.config, paths.layers, paths.environment, paths.front, paths.front_picture, paths.results):
         if path.exists():
             tracker.log_artifact(PARENT, path)
     return front
 
 
-def _tag_members(front: SweepFront, records: list[RunRecord], paths: SweepPaths, tracker: "Tracker") -> None:
-    """Set the tag `pareto` of trials with a cut on the search's front, and of what is on the front of trained networks.
+def _tag(front: SweepFront, records: list[RunRecord], paths: SweepPaths, tracker: "Tracker") -> None:
+    """Set `pareto` of trials with a cut on the search's front and of what is on the front of trained networks, and `pick`
+    of the finalists that have a name.
 
-    Runs begin with "false", so that only changes need a call.
+    Runs begin with pareto "false", so that only changes need a call.
     """
     trained = [record for record in records if record.stage in ("finetune", "dense")]
-    after = {point.name.partition("-cut-")[0] for point in front.front} | {run.name for run in front_of(trained)}
-    before = set(json.loads(paths.tagged.read_text())) if paths.tagged.exists() else set()
-    for name in sorted(before ^ after):
-        tracker.set_tags(name, {"pareto": str(name in after).lower()})
-    write_text(paths.tagged, json.dumps(sorted(after)) + "\n")
+    members = {point.name.partition("-cut-")[0] for point in front.front} | {run.name for run in front_of(trained)}
+    picked = {point.name: ",".join(front.picked_as(point.name)) for point in front.finalists}
+    before = json.loads(paths.tagged.read_text()) if paths.tagged.exists() else {}
+    after = {
+        name: {"pareto": str(name in members).lower(), "pick": picked.get(name, "")} for name in {*members, *picked}
+    }
+    for name in sorted({*before, *after}):
+        tags = after.get(name, {"pareto": "false", "pick": ""})
+        if tags != before.get(name):
+            tracker.set_tags(name, tags)
+    write_text(paths.tagged, json.dumps(after, indent=2, sort_keys=True) + "\n")
 
 
 def _final_values(front: SweepFront) -> dict[str, float]:
