@@ -108,7 +108,7 @@ class TestFrontPng:
         content = front_png(records, FinetuneConfig(9))
         assert content.startswith(b"\x89PNG")
         pixels = (imread(io.BytesIO(content))[:, :, :3] * 255).round().astype(int)
-        assert pixels.shape == (690, 1080, 3)
+        assert pixels.shape == (460, 720, 3)
         return set(map(tuple, pixels.reshape(-1, 3).tolist()))
 
     def test_it_shows_the_fronts_before_and_after(self):
