@@ -157,6 +157,18 @@ def sync(directory: _Dir) -> None:
 
 
 @app.command()
+def register(
+    directory: _Dir, name: Annotated[str, typer.Option(metavar="NAME", help="The registered model's name.")]
+) -> None:
+    """Register the finalists as versions of one model, with the aliases best, smallest and knee."""
+    from orchestrator.models import register as register_finalists
+
+    for version in register_finalists(directory, name):
+        aliases = "".join(f"  models:/{name}@{alias}" for alias in version.aliases)
+        print(f"models:/{name}/{version.version}  {version.run}{'' if version.new else ' (was there)'}{aliases}")
+
+
+@app.command()
 def ui(directory: _Dir, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Open the sweep's MLflow store in MLflow's UI, on this machine only."""
     from orchestrator.paths import SweepPaths

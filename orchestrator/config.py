@@ -145,6 +145,13 @@ class ResourcesConfig(Section):
 
 
 @dataclass(frozen=True)
+class TrackingConfig(Section):
+    """What MLflow is given beside runs. `log_models`: each finalist as a model that can be loaded and served."""
+
+    log_models: bool = True
+
+
+@dataclass(frozen=True)
 class SweepConfig(Section):
     """Everything that a sweep depends on."""
 
@@ -160,6 +167,7 @@ class SweepConfig(Section):
     stop: StopConfig = field(default_factory=StopConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 S = TypeVar("S")

@@ -98,7 +98,9 @@ def _fixed_settings(config: SweepConfig) -> dict[str, object]:
     flat = flat_settings(config)
     free = {"data.root", "data.download", *(f"search.{name}" for name in _FREE_SEARCH_SETTINGS)}
     return {
-        key: value for key, value in flat.items() if key not in free and not key.startswith(("resources.", "stop."))
+        key: value
+        for key, value in flat.items()
+        if key not in free and not key.startswith(("resources.", "stop.", "tracking."))
     }
 
 

@@ -26,6 +26,11 @@ class SweepPaths:
         return self.root / "results.parquet"
 
     @property
+    def points(self) -> Path:
+        """One row for each network that was measured."""
+        return self.root / "points.parquet"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that runs the sweep."""
         return self.root / ".lock"
@@ -66,6 +71,11 @@ class SweepPaths:
         return self.tracking / "tags.json"
 
     @property
+    def logged_models(self) -> Path:
+        """The runs whose networks have been given to MLflow as models."""
+        return self.tracking / "models.json"
+
+    @property
     def environment(self) -> Path:
         """Versions, hardware and code that the sweep ran with."""
         return self.root / "environment.json"
@@ -88,6 +98,10 @@ class SweepPaths:
     def curve(self, name: str) -> Path:
         """All scored cuts of one trial, as MLflow shows tables."""
         return self.run(name) / "curve.json"
+
+    def packed_model(self, name: str) -> Path:
+        """A run's network on its way to MLflow."""
+        return self.run(name) / "mlflow_model"
 
     def run(self, name: str) -> Path:
         """The folder of one run: `checkpoint.pt` while it trains, `model.pt` when it has ended."""

@@ -18,9 +18,10 @@ from rich.console import Console
 from orchestrator.config import SweepConfig
 from orchestrator.curves import final_curve
 from orchestrator.finalists import pick_finalists
-from orchestrator.front import SweepFront
+from orchestrator.front import SweepFront, sweep_front
 from orchestrator.jobs import DENSE_JOB, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
+from orchestrator.models import log_finalists
 from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
@@ -74,6 +75,10 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         view = SweepView(console, config, len(plan.starts))
         with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
             _run_stages(config, paths, plan, ledger, study)
+        if config.tracking.log_models:
+            records = ledger.records()
+            front = sweep_front(records, config.finetune, config.search.constraints)
+            log_finalists(front, records, paths, plan.data, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

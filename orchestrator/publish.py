@@ -1,4 +1,4 @@
-"""What a sweep has found so far, for its readers: `front.json`, the picture, and the parent run in MLflow."""
+"""What a sweep has found so far, for its readers: the front, the flat table, the picture, and the parent run in MLflow."""
 
 import json
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.objectives import front_of
 from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
+from orchestrator.points import write_points
 from orchestrator.records import RunRecord
 from orchestrator.report.front_picture import front_png
 from orchestrator.tracking.note import NOTE_TAG, sweep_note
@@ -28,6 +29,7 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
     records = ledger.records()
     front = sweep_front(records, config.finetune, config.search.constraints)
     write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
+    write_points(records, front, paths.points)
     with atomic_file(paths.front_picture) as file:
         file.write(front_png(records, config.finetune, config.search.constraints))
     _tag(front, records, paths, tracker)
@@ -36,7 +38,16 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
     note = sweep_note(front, records, config, paths.front_picture.name, tracker.run_id(PARENT))
     picks = {f"pick_{name}": point.name for name, point in front.picks.items()}
     tracker.set_tags(PARENT, {NOTE_TAG: note, **picks})
-    for path in (paths.config, paths.layers, paths.environment, paths.front, paths.front_picture, paths.results):
+    files = (
+        paths.config,
+        paths.layers,
+        paths.environment,
+        paths.front,
+        paths.front_picture,
+        paths.results,
+        paths.points,
+    )
+    for path in files:
         if path.exists():
             tracker.log_artifact(PARENT, path)
     return front

@@ -1,6 +1,9 @@
 """Send to MLflow what a sweep could not: its store was away, or its driver was killed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from orchestrator.config import load_config
 from orchestrator.output import locked, read_state
@@ -8,7 +11,10 @@ from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records, write_records
 from trainers.errors import SweepError
 
-_PATIENCE_S = 600.0
+if TYPE_CHECKING:
+    from orchestrator.tracking.tracker import Tracker
+
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,27 @@ class SyncResult:
 
 def sync(paths: SweepPaths) -> SyncResult:
     """Deliver what waits in the output directory, and write the ids of runs into `results.parquet`.
+
+    Raises SweepError as `opened_tracker` does.
+    """
+    with opened_tracker(paths) as tracker:
+        waiting = tracker.waiting
+        left = tracker.flush(PATIENCE_S)
+        if paths.results.exists():
+            records = read_records(paths.results)
+            write_records(
+                [
+                    record if record.run_id else replace(record, run_id=tracker.run_id(record.name))
+                    for record in records
+                ],
+                paths.results,
+            )
+    return SyncResult(waiting, left, tracker.target.shown)
+
+
+@contextmanager
+def opened_tracker(paths: SweepPaths) -> "Iterator[Tracker]":
+    """Take up a recorded sweep's tracker, and the directory with it, until the block ends.
 
     Raises SweepError where the directory is not a sweep's or is in use, and where the store cannot be used or is not the
     one that the sweep was recorded in.
@@ -41,17 +68,6 @@ def sync(paths: SweepPaths) -> SyncResult:
             )
         tracker = Tracker(target, state["sweep_id"], paths.root, paths.tracking)
         try:
-            waiting = tracker.waiting
-            left = tracker.flush(_PATIENCE_S)
+            yield tracker
         finally:
             tracker.close()
-        if paths.results.exists():
-            records = read_records(paths.results)
-            write_records(
-                [
-                    record if record.run_id else replace(record, run_id=tracker.run_id(record.name))
-                    for record in records
-                ],
-                paths.results,
-            )
-    return SyncResult(waiting, left, store)

@@ -131,9 +131,14 @@ class TestFinishedSweep:
         records = {record.name: record for record in read_records(SweepPaths(output).results)}
         assert runs.keys() == records.keys() | {"small"}
         parent_id = runs["small"].info.run_id
-        assert {"config.yaml", "environment.json", "front.json", "layers.json", "results.parquet"} <= {
-            item.path for item in client.list_artifacts(parent_id)
-        }
+        assert {
+            "config.yaml",
+            "environment.json",
+            "front.json",
+            "layers.json",
+            "points.parquet",
+            "results.parquet",
+        } <= {item.path for item in client.list_artifacts(parent_id)}
         for name, record in records.items():
             found = runs[name]
             assert (found.info.run_id, found.info.status) == (record.run_id, "FINISHED")

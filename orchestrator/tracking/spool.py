@@ -23,7 +23,8 @@ class Event:
     """Something that happened to the run called `run` at `time_s`, seconds since 1970.
 
     `value` by `kind`: start {"stage", "params", "tags", "source"}, metrics {"step", "values"}, tags {key: text},
-    artifact {"path"} relative to the output directory, model {"path", "metrics", "params"}, end {"status"}.
+    artifact {"path"} relative to the output directory, model {"path", "metrics", "step",
+    "params", "tags"} (`models.log_model`), end {"status"}.
     """
 
     run: str

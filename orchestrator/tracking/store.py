@@ -8,6 +8,7 @@ import getpass
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
+from orchestrator.tracking.models import log_model
 from orchestrator.tracking.spool import PARENT, Event
 from orchestrator.tracking.target import TrackingTarget
 from trainers.errors import SweepError
@@ -85,6 +87,11 @@ class RunStore:
                 tags |= value
             elif event.kind == "artifact":
                 artifacts.append(value["path"])
+            elif event.kind == "model":
+                self._flush(name, metrics, tags, artifacts)
+                folder = self._root / value["path"]
+                log_model(self.client, self._known(name), name, folder, value, time_ms)
+                shutil.rmtree(folder, ignore_errors=True)  # the store has it now
             elif event.kind == "end":
                 self._flush(name, metrics, tags, artifacts)
                 self.client.set_terminated(self._known(name), status=value["status"], end_time=time_ms)

@@ -74,6 +74,13 @@ class Tracker:
         self.log_artifact(name, path)
         self.set_tags(name, {_LOGGED_ARTIFACTS: json.dumps([{"path": path.name, "type": "table"}])})
 
+    def log_model(self, name: str, folder: Path, facts: Mapping[str, Any], time_s: float) -> None:
+        """Record a packed model (`models.pack_model`) with a run, and remove `folder`, of the output directory, then.
+
+        `facts` are those of `models.log_model`; its metrics were measured at `time_s`.
+        """
+        self._put(name, "model", {"path": str(folder.relative_to(self._root)), **facts}, time_s)
+
     def flush(self, timeout_s: float) -> int:
         """Wait until all is delivered, at most so long and not for a store that fails; returns how many are left."""
         end = time.monotonic() + timeout_s
