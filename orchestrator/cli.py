@@ -169,22 +169,30 @@ def register(
 
 
 @app.command()
-def ui(directory: _Dir, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
-    """Open the sweep's MLflow store in MLflow's UI, on this machine only."""
+def ui(
+    directory: _Dir,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: 5000, for --optuna 8080.")] = None,
+    optuna: Annotated[bool, typer.Option("--optuna", help="The study in optuna-dashboard.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Print the address of the cluster's Ray dashboard.")] = False,
+) -> None:
+    """Open the sweep's MLflow store in MLflow's UI, on this machine only; or its study, or the cluster it runs on."""
     from orchestrator.paths import SweepPaths
-    from trainers.errors import SweepError
+    from orchestrator.ui import MLFLOW_PORT, OPTUNA_PORT, mlflow_command, mlflow_server, optuna_command, ray_dashboard
 
-    database = SweepPaths(directory.absolute()).mlflow_db
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
-    if uri.startswith("http"):
-        print(f"The sweep is recorded at {uri}")
+    paths = SweepPaths(directory.absolute())
+    if optuna and ray:
+        raise typer.BadParameter("--optuna and --ray exclude each other")
+    if ray:
+        print(ray_dashboard() or "The cluster at RAY_ADDRESS runs without a dashboard")
         return
-    if uri.endswith(str(database)) and not database.exists():
-        raise SweepError(f"{directory} must hold a sweep recorded in mlflow.db, but does not")
+    if not optuna and (server := mlflow_server()) is not None:
+        print(f"The sweep is recorded at {server}")
+        return
+    port = port or (OPTUNA_PORT if optuna else MLFLOW_PORT)
+    command = (optuna_command if optuna else mlflow_command)(paths, port)
+    print(f"{'optuna-dashboard' if optuna else 'MLflow'} at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **os.environ}
-    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    os.execvpe(sys.executable, [*command, "--port", str(port), "--workers", "1"], environment)  # noqa: S606  # a fixed command, its two values checked above
+    os.execvpe(command[0], command, environment)  # noqa: S606  # a fixed command, its values checked above
 
 
 def main() -> None:

@@ -4,9 +4,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from orchestrator.config import ResourcesConfig
 from trainers.errors import SweepError
+
+if TYPE_CHECKING:
+    from ray._private.worker import BaseContext
 
 # each must be set before `import ray`
 _ENVIRONMENT = {
@@ -38,20 +42,31 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
 
     owned = not ray.is_initialized()
     if owned:
-        options = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            address = os.environ.get("RAY_ADDRESS", "this machine")
-            raise SweepError(
-                f"Ray must be reachable at {address}, but: {error}; check RAY_ADDRESS and, with tokens, RAY_AUTH_MODE=token"
-            ) from error
+        connect()
     try:
         _check_resources(resources)
         yield
     finally:
         if owned:
             ray.shutdown()
+
+
+def connect() -> "BaseContext":
+    """Connect this process to the cluster of RAY_ADDRESS, or start a local one without a dashboard.
+
+    Raises SweepError where there is no cluster at RAY_ADDRESS.
+    """
+    prepare_environment()
+    import ray
+
+    options = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    try:
+        return ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine")
+        raise SweepError(
+            f"Ray must be reachable at {address}, but: {error}; check RAY_ADDRESS and, with tokens, RAY_AUTH_MODE=token"
+        ) from error
 
 
 def _check_resources(resources: ResourcesConfig) -> None:

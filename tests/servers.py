@@ -3,15 +3,22 @@
 import contextlib
 import json
 import os
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 LIMIT_S = 120
 
@@ -73,6 +80,70 @@ def wait_until_ready(process, url, log):
             pass
         time.sleep(0.2)
     raise AssertionError(f"{url} did not answer within {LIMIT_S} s:\n{log.read_text()}")
+
+
+@contextmanager
+def postgres():
+    """An empty PostgreSQL of our own; yields its URI, password included. Skips where PostgreSQL is not installed."""
+    binaries = [
+        Path(name).parent for name in (shutil.which("initdb"), *glob("/usr/lib/postgresql/*/bin/initdb")) if name
+    ]
+    if not binaries:
+        pytest.skip("needs PostgreSQL's initdb and pg_ctl")
+    as_user = ["runuser", "-u", "nobody", "--"] if os.geteuid() == 0 else []  # PostgreSQL refuses to run as root
+    if as_user and shutil.which("runuser") is None:
+        pytest.skip("needs runuser, for PostgreSQL does not run as root")
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # short, and open to its user: not below pytest's own
+    port, password = free_port(), secrets.token_hex(16)
+    try:
+        (folder / "password").write_text(password)
+        if as_user:
+            shutil.chown(folder, "nobody")
+            shutil.chown(folder / "password", "nobody")
+        initdb = [binaries[-1] / "initdb", "-D", folder / "data", "-U", "mlflow", "--auth=scram-sha-256"]
+        control = [*as_user, binaries[-1] / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log"]
+        quietly([*as_user, *initdb, "--pwfile", folder / "password", "--no-sync"], folder)
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+        quietly([*control, "-o", options, "start"], folder)
+        try:
+            yield f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres"
+        finally:
+            quietly([*control, "-m", "immediate", "stop"], folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def quietly(command, cwd):
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def mlflow_server(store, folder, password=None):
+    """An MLflow server with its artifacts in `folder`; yields its address. A password is asked of the user `admin`."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    if password is not None:
+        settings = Path(find_spec("mlflow").origin).parent.joinpath("server/auth", "basic_auth.ini").read_text()
+        (folder / "auth.ini").write_text(
+            settings.replace(
+                "# auth_cache_ttl_seconds = 0", "auth_cache_ttl_seconds = 60"
+            )  # else a third of a second each
+        )
+        command += ["--app-name", "basic-auth"]
+        environment |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+        }
+    address = f"http://127.0.0.1:{port}"
+    with running(command, f"{address}/health", folder / "server.log", environment, cwd=folder):
+        yield address
 
 
 @contextmanager
