@@ -137,6 +137,27 @@ def test_a_network_that_depends_on_its_input_cannot_be_packed(tmp_path):
         pack_model(Fickle(), np.zeros((2, 1, 2, 2), np.uint8), tmp_path / "model")
 
 
+def test_a_network_that_gives_something_else_once_packed_or_for_one_image_is_refused(tmp_path, monkeypatch):
+    class Counting(torch.nn.Module):
+        """Gives other logits at each call in Python, which a program cannot."""
+
+        calls = 0
+
+        def forward(self, images):
+            Counting.calls += 1
+            return images.float().flatten(1) + Counting.calls
+
+    class Pairs(torch.nn.Module):
+        def forward(self, images):
+            return images.float().reshape(2, -1, 4)[:, 0]
+
+    images = np.full((2, 1, 2, 2), 9, np.uint8)
+    with pytest.raises(SweepError, match="must give the network's logits, but differs by"):
+        pack_model(Counting(), images, tmp_path / "counting")
+    with pytest.raises(SweepError, match="must leave the number of images open, but fixed it"):
+        pack_model(Pairs(), images, tmp_path / "pairs")
+
+
 class TestRegister:
     def test_finalists_become_versions_and_picks_their_aliases(self, sweep, client):
         done = subprocess.run(

@@ -26,14 +26,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+_TOLERANCE = 1e-3  # of the largest logit: other kernels for another batch round otherwise
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def pack_model(network: "nn.Module", images: "NDArray[np.uint8]", folder: Path) -> None:
     """Write `network`, which takes images (N, C, H, W) uint8, as an MLflow model into `folder`, which must not exist.
 
-    `images`, at least two, become the model's input example; any number may be given to it later. Raises what torch.export
-    raises for a network that it cannot follow.
+    `images`, at least two, become the model's input example; any number may be given to it later. What was written is read
+    back and compared. Raises SweepError where it does not give the same, or takes no other number of images, and what
+    torch.export raises for a network that it cannot follow.
     """
     import numpy as np
     import torch
@@ -58,6 +60,23 @@ def pack_model(network: "nn.Module", images: "NDArray[np.uint8]", folder: Path) 
             signature=ModelSignature(Schema([inputs]), Schema([outputs])),
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in needed],
         )
+    _require_equal(folder, images[:1], logits[:1])
+
+
+def _require_equal(folder: Path, images: "NDArray[np.uint8]", logits: "NDArray[Any]") -> None:
+    """Check that the packed network, given other images in number than its example, gives the network's own logits."""
+    import numpy as np
+    import torch
+
+    program = torch.export.load(folder / "data" / "model.pt2").module()
+    try:
+        with torch.no_grad():
+            found = program(torch.from_numpy(images)).numpy()
+    except AssertionError as error:  # a guard of the program on the batch
+        raise SweepError(f"torch.export must leave the number of images open, but fixed it: {error}") from error
+    difference, scale = np.abs(found - logits).max(), np.abs(logits).max()
+    if not difference <= _TOLERANCE * scale:
+        raise SweepError(f"the packed network must give the network's logits, but differs by {difference} of {scale}")
 
 
 def logged_model(client: mlflow.MlflowClient, run_id: str, name: str) -> LoggedModel | None:
