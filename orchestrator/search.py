@@ -5,7 +5,7 @@ was lost.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,20 @@ def run_search(
     ledger: Ledger,
 ) -> None:
     """Run `num_trials` more trials of `study`, or fewer if a stop rule is met; returns when each has ended."""
+    trainable = tune.with_parameters(_trainable, config=config, output=str(paths.root), data=[data])
+    run_trials(trainable, study, space, num_trials, config, paths, ledger)
+
+
+def run_trials(
+    trainable: Callable[[dict[str, Any]], None],
+    study: "optuna.Study",
+    space: "SearchSpace",
+    num_trials: int,
+    config: SweepConfig,
+    paths: SweepPaths,
+    ledger: Ledger,
+) -> None:
+    """Run trials as `run_search` does; `trainable` reports what `run_job` yields, its cuts as `points` too."""
     started = time.monotonic()
 
     def until() -> str | None:
@@ -45,7 +59,6 @@ def run_search(
         return stop_reason(config.stop, trials, time.monotonic() - started, config.resources.cpus_per_trial)
 
     searcher = StudySearcher(study, space, config.search.ask_batch, num_trials, until)
-    trainable = tune.with_parameters(_trainable, config=config, output=str(paths.root), data=[data])
     resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
