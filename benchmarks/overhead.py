@@ -56,7 +56,7 @@ def sleeping(params: dict[str, Any]) -> None:
     """One trial: sleeps, and reports what a training would."""
     from ray import tune
 
-    from orchestrator.scheduler import rung_point
+    from orchestrator.search import tune_result
 
     rng = random.Random(params["number"])
     quality = rng.gauss(0, 0.02) - 0.02 * abs(math.log(params["settings"]["learning_rate"] / 1e-3))
@@ -71,10 +71,9 @@ def sleeping(params: dict[str, Any]) -> None:
             "ended_at_s": time.time(),
             "curve": cuts,
             "replayed": False,
-            "points": [rung_point(cut["score"], cut["macs"]) for cut in cuts],
         }
-        tune.report(result)
-    tune.report({**result, "finished": True})
+        tune.report(tune_result(result))
+    tune.report(tune_result({**result, "finished": True}))
 
 
 def _cuts(settings: dict[str, Any], quality: float, rng: random.Random, num_points: int) -> Iterator[dict[str, Any]]:
@@ -144,19 +143,19 @@ def measure(num_trials: int, workers: int, output: Path, profile: cProfile.Profi
     """Run the search; returns the figures."""
     from orchestrator.search import run_trials
     from orchestrator.study import open_study
-    from orchestrator.tracking import Tracker, tracking_target
+    from orchestrator.tracking.target import tracking_target
+    from orchestrator.tracking.tracker import Tracker
     from orchestrator.view import SweepView
 
     config, paths, watch = config_of(num_trials, workers), SweepPaths(output), Watch()
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
-    tracker = Tracker(target, "overhead")
+    tracker = Tracker(target, "overhead", paths.root, paths.tracking)
     ledger = watched_ledger(watch, max(1, num_trials // 20), config, paths, tracker, [])
     study = open_study(paths.study, config.name, config.search.seed, config.search.sampler)
-    with (output / "log").open("w") as log, SweepView(Console(file=log), config, 0).showing(ledger):
-        with _profiled(profile):
-            space = find_search_space(config.search_space)
-            run_trials(sleeping, study, space, num_trials, config, paths, ledger)
-    tracker.close("FINISHED")
+    with (output / "log").open("w") as log, SweepView(Console(file=log), config, 0).showing(ledger), _profiled(profile):
+        space = find_search_space(config.search_space)
+        run_trials(sleeping, study, space, num_trials, config, paths, ledger)
+    tracker.close()
     slept_s = sum(record.duration_s or 0.0 for record in ledger.records())
     wall_s = watch.ended_s - watch.started_s
     counts = sorted(watch.rss_bytes)
