@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from efficiency_strategies import STRATEGIES, Outcome, Task, run
+from efficiency_strategies import OTHER_SCORES, STRATEGIES, Outcome, Task, run
 
 from orchestrator.config import FinetuneConfig, ResourcesConfig
 from orchestrator.pareto import hypervolume
@@ -102,16 +102,22 @@ def all_points(outcome: Outcome) -> list[tuple[float, float]]:
 
 
 def summary(task: Task, outcomes: dict[str, list[Outcome]]) -> dict[str, dict[str, Any]]:
-    """Return each strategy's costs, hypervolumes and speedups (of rankfront over it), by paired seeds."""
-    pooled = [point for runs in outcomes.values() for outcome in runs for point in all_points(outcome)]
+    """Return each strategy's costs, hypervolumes and speedups (of rankfront over it), by paired seeds.
+
+    Of OTHER_SCORES only what they cost in all and the test hypervolume, which do not depend on scores.
+    """
+    compared = {name: runs for name, runs in outcomes.items() if name not in OTHER_SCORES}
+    pooled = [point for runs in compared.values() for outcome in runs for point in all_points(outcome)]
     best = volume(pooled, task.floor)
     found: dict[str, dict[str, Any]] = {}
     for name, runs in outcomes.items():
         found[name] = {
             "total_core_s": statistics.mean(sum(event.core_s for event in outcome.events) for outcome in runs),
-            "hypervolume": [volume(all_points(outcome), task.floor) / best for outcome in runs],
             "test_hypervolume": [volume(outcome.finalists, task.floor) for outcome in runs],
         }
+        if name not in compared:
+            continue
+        found[name]["hypervolume"] = [volume(all_points(outcome), task.floor) / best for outcome in runs]
         for share in SHARES:
             costs = [cost_to(outcome, share * best, task.floor) for outcome in runs]
             own = [cost_to(outcome, share * best, task.floor) for outcome in outcomes[OURS]]
@@ -151,7 +157,8 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
             f"{task.num_trials} trials ({task.plain_trials} where each gives one point) of the space {task.search_space}, "
             f"{task.finetune.num_models} finalists fine-tuned "
             f"for {task.finetune.epochs} epochs; hypervolume above accuracy {task.floor:g}, as a share of the pooled "
-            "front's (test: of the whole area). In brackets: seeds that got there; the others count with all they spent.",
+            "front's (test: of the whole area). In brackets: seeds that got there; the others count with all they spent. "
+            "Without recovery, scores are another quantity: only what does not depend on them is given.",
             "",
             "| strategy | core-s to 95 % | rankfront is faster by | core-s to 99 % | rankfront is faster by | core-s in all "
             "| hypervolume | test hypervolume |",
@@ -160,10 +167,13 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
         for strategy, row in found[name].items():
             cells = [strategy]
             for share in SHARES:
-                part = row[f"to_{share:.0%}"]
+                if (part := row.get(f"to_{share:.0%}")) is None:
+                    cells += ["-", "-"]
+                    continue
                 cells.append(f"{statistics.mean(part['core_s']):.0f} ({part['reached']} of {seeds})")
                 cells.append("" if strategy == OURS else _speedup(part))
-            cells += [f"{row['total_core_s']:.0f}", _mean_std(row["hypervolume"]), _mean_std(row["test_hypervolume"])]
+            hypervolume = _mean_std(row["hypervolume"]) if "hypervolume" in row else "-"
+            cells += [f"{row['total_core_s']:.0f}", hypervolume, _mean_std(row["test_hypervolume"])]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -234,7 +244,8 @@ def main() -> None:
 
 def _for_programs(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """The one task's speedups over each baseline, and final hypervolumes."""
-    (rows,) = found.values()
+    (every,) = found.values()
+    rows = {name: row for name, row in every.items() if name not in OTHER_SCORES}
     return {
         "speedup_to_95": {name: row["to_95%"]["speedup"] for name, row in rows.items() if name != OURS},
         "final_hypervolume": {name: statistics.mean(row["hypervolume"]) for name, row in rows.items()},

@@ -47,6 +47,20 @@ def test_speedups_are_geometric_means_over_pairs():
     assert row["reached"] == 2
 
 
+def test_scores_of_another_kind_neither_set_the_yardstick_nor_are_held_to_it():
+    from efficiency_strategies import OTHER_SCORES, Event, Outcome
+    from sweep_efficiency import OURS, markdown, quick_tasks, summary
+
+    tasks = quick_tasks()
+    (task,) = tasks.values()
+    ours, other = Outcome([Event(10, [(0.1, 0.9)])], [(0.1, 0.9)]), Outcome([Event(5, [(0.1, 1.0)])], [(0.1, 0.8)])
+    found = summary(task, {OURS: [ours], OTHER_SCORES[0]: [other]})
+    assert found[OURS]["hypervolume"] == [1]
+    assert found[OTHER_SCORES[0]] == {"total_core_s": 5, "test_hypervolume": [pytest.approx(0.9 * 0.3 / 0.5)]}
+    row = next(line for line in markdown(tasks, dict.fromkeys(tasks, found), 1).splitlines() if OTHER_SCORES[0] in line)
+    assert row == f"| {OTHER_SCORES[0]} | - | - | - | - | 5 | - | 0.5400 ± 0.0000 |"
+
+
 TABLE = [  # two epochs, one point an epoch: (score, share of MACs)
     [[[0.5, 0.5]], [[0.9, 0.5]]],
     [[[0.6, 0.5]], [[0.8, 0.5]]],
