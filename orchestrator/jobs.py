@@ -161,4 +161,4 @@ def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[
 def _device(config: SweepConfig) -> Any:
     import torch
 
-    return torch.device("cuda" if config.resources.gpus_per_trial > 0 else "cpu")
+    return torch.device("cuda" if config.resources.gpus > 0 else "cpu")

@@ -67,7 +67,7 @@ def run_trials(
         found = neighbour(settings, ledger.records("trial")) if config.search.continuation else None
         return found.name if found is not None and (paths.run(found.name) / MODEL_FILE).exists() else None
 
-    resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus_per_trial}
+    resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus}
     # one trial at a time: each proposal knows all results, and the same seed gives the same sweep
     with Background(threaded=at_once > 1) as background:
         searcher = StudySearcher(
@@ -183,7 +183,7 @@ def run_jobs(
     """Run the jobs that are not complete yet, `max_concurrent` at a time, in order; returns when all have ended."""
     task = ray.remote(
         num_cpus=config.resources.cpus_per_trial,
-        num_gpus=config.resources.gpus_per_trial,
+        num_gpus=config.resources.gpus,
         max_retries=_MAX_LOST_WORKERS,
         num_returns="streaming",
     )(_task)

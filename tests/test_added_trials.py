@@ -125,7 +125,7 @@ class TestFirstPoints:
         begin(study, two_rules, search)
         begin(study, two_rules, search)
         found = [StudySearcher(study, two_rules).suggest(key) for key in "abc"]
-        assert found[0] == {"name": "trial-0000", "number": 0, "settings": ENERGY}
+        assert found[0] == {"name": "trial-0000", "number": 0, "settings": ENERGY, "source": None}
         assert (found[1]["settings"]["budget"], found[1]["name"]) == (0.25, "trial-0001")
         assert 10 <= found[1]["settings"]["compression_period"] <= 40
         assert len(study.trials) == 3
@@ -138,7 +138,7 @@ class TestFirstPoints:
         begin(again, two_rules, SearchConfig(first_points=(ENERGY,)))
         reconcile(again, {})
         suggestion = StudySearcher(again, two_rules).suggest("a")
-        assert suggestion == {"name": "trial-0000", "number": 0, "settings": ENERGY}
+        assert suggestion == {"name": "trial-0000", "number": 0, "settings": ENERGY, "source": None}
 
     @pytest.mark.parametrize(
         ("point", "name", "message"),
