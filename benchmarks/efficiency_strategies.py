@@ -71,7 +71,7 @@ class Outcome:
 
 
 def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> SweepConfig:
-    """Return the task as a sweep; `levers` are `curve`, `scheduler`, `sampler` and `continuation`, where not the defaults."""
+    """Return the task as a sweep; `levers`: `curve`, `scheduler`, `sampler`, `continuation`, where not the defaults."""
     curve = levers.get("curve", CurveConfig())
     return SweepConfig(
         name=name,

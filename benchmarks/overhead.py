@@ -10,9 +10,7 @@ trial, from the first tenth of the trials on.
     python benchmarks/overhead.py --trials 100 --profile           # where the driver's time goes
 """
 
-import argparse
 import cProfile
-import json
 import math
 import os
 import platform
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from bench_options import benchmark_parser, write
 from rich.console import Console
 
 from orchestrator.config import ResourcesConfig, SearchConfig, SweepConfig
@@ -209,24 +208,17 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="print where the driver's main thread spends its time")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     profile = cProfile.Profile() if options.profile else None
     with tempfile.TemporaryDirectory() as folder, ray_session(ResourcesConfig()):
         found = measure(options.trials, options.workers, Path(folder), profile)
     if profile is not None:
         pstats.Stats(profile).sort_stats("cumtime").print_stats(70)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    text = markdown(found)
-    print(text)
-    if options.markdown is not None:
-        options.markdown.write_text(text)
+    write(options, found, markdown(found))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ geometric means over those paired seeds in which rankfront gets there, with 95 %
 A benchmark that was cut off goes on where it was.
 """
 
-import argparse
 import json
 import math
 import platform
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_options import benchmark_parser, write
 from efficiency_strategies import OTHER_SCORES, STRATEGIES, Outcome, Task, run
 
 from orchestrator.config import FinetuneConfig, ResourcesConfig
@@ -207,18 +207,12 @@ def outcome_of(name: str, strategy: str, task: Task, seed: int, output: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "mnist", "cifar10")
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, two seeds")
-    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
-    parser.add_argument(
-        "--cifar10", default="~/data/cifar10", help="folder of CIFAR-10's train.parquet and test.parquet"
-    )
     parser.add_argument("--tasks", nargs="*", help="only these")
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/efficiency"), help="outcomes, to go on from")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     every = quick_tasks() if options.quick else tasks(options.mnist, options.cifar10)
     every = {name: task for name, task in every.items() if not options.tasks or name in options.tasks}
@@ -234,12 +228,7 @@ def main() -> None:
                     runs[strategy].append(outcome_of(name, strategy, task, seed, output))
                 runs.setdefault("without a shared stage 1", []).append(runs[OURS][-1].with_own_stage_one())
             found[name] = summary(task, runs)
-    if options.json is not None:
-        options.json.write_text(json.dumps(_for_programs(found) if options.quick else found, indent=1) + "\n")
-    table = markdown(every, found, seeds)
-    print(table)
-    if options.markdown is not None:
-        options.markdown.write_text(table)
+    write(options, _for_programs(found) if options.quick else found, markdown(every, found, seeds))
 
 
 def _for_programs(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
