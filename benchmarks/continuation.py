@@ -96,8 +96,8 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     lines = [
         f"`python benchmarks/continuation.py --mnist DIR --seeds {options.seeds}`; {platform.machine()}, torch "
         f"{torch.__version__}, one thread. Score with at most a share of the MACs, minus that of the same trial from "
-        f"stage 1, in percentage points: mean ± standard error over {options.seeds} seeds, each the mean of strengths that are "
-        f"{', '.join(f'{factor:.2f}' for factor in FACTORS)} times the neighbour's. For trials from stage 1: the score, %.",
+        f"stage 1, in percentage points: mean ± standard error over {options.seeds} seeds, each the mean of strengths that "
+        f"are {', '.join(f'{factor:.2f}' for factor in FACTORS)} times the neighbour's. Of trials from stage 1: scores, %.",
         "",
     ]
     for task in dict.fromkeys(row["task"] for row in rows):
