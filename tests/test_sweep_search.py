@@ -141,13 +141,12 @@ def test_a_trial_goes_on_from_a_finished_neighbour_and_says_so(small_sweep, tmp_
     trials = {record.name: record for record in trials_of(output)}
     assert {record.state for record in trials.values()} == {"COMPLETE"}
     # all of one kind and strength: the first to end is everyone's nearest, for the others did not start from stage 1
-    sources = {name: record.source for name, record in trials.items()}
-    assert sources == {"trial-0000": "pretrain-channel", "trial-0001": "trial-0000", "trial-0002": "trial-0000"}
-    start = load_model(SweepPaths(output).run("trial-0001") / "model.pt").config["start"]
-    assert start["config"] == load_model(SweepPaths(output).run("trial-0000") / "model.pt").config
+    assert [record.source for record in trials.values()] == ["pretrain-channel", "trial-0000", "trial-0000"]
+    first, second, _ = trials.values()
+    start = load_model(SweepPaths(output).run(second.name) / "model.pt").config["start"]
+    assert start["config"] == load_model(SweepPaths(output).run(first.name) / "model.pt").config
     client = MlflowClient(f"sqlite:///{output}/mlflow.db")
-    tags = client.get_run(trials["trial-0001"].run_id).data.tags
-    assert tags["source_run_id"] == trials["trial-0000"].run_id
+    assert client.get_run(second.run_id).data.tags["source_run_id"] == first.run_id
     assert front.finalists
 
 
