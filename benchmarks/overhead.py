@@ -21,16 +21,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
 from bench_options import benchmark_parser, write
 from rich.console import Console
 
 from orchestrator.config import ResourcesConfig, SearchConfig, SweepConfig
+from orchestrator.jobs import Job
+from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.ray_session import ray_session
+from orchestrator.records import RunRecord
 from search_spaces import find_search_space
 from trainers.config import CurveConfig, DataConfig, ModelConfig, TrainingConfig
 
@@ -114,24 +117,24 @@ class Watch:
     ended_s: float = math.nan
 
 
-def watched_ledger(watch: Watch, every: int, *arguments: Any) -> Any:
-    """Return the driver's ledger, which notes in `watch` what it sees."""
-    from orchestrator.ledger import Ledger
+class WatchedLedger(Ledger):
+    """The driver's ledger, which notes what it sees in `watch`, its memory every so many trials."""
 
-    class Watched(Ledger):
-        def started(self, job: Any) -> None:
-            if math.isnan(watch.started_s):
-                watch.started_s = time.perf_counter()
-            super().started(job)
+    def __init__(self, watch: Watch, every: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._watch, self._every = watch, every
 
-        def ended(self, name: str, error: str | None, *, stopped: bool = False) -> Any:
-            record = super().ended(name, error, stopped=stopped)
-            watch.ended_s = time.perf_counter()
-            if len(self.records()) % every == 0:
-                watch.rss_bytes[len(self.records())] = _rss_bytes()
-            return record
+    def started(self, job: Job) -> None:
+        if math.isnan(self._watch.started_s):
+            self._watch.started_s = time.perf_counter()
+        super().started(job)
 
-    return Watched(*arguments)
+    def ended(self, name: str, error: str | None, *, stopped: bool = False) -> RunRecord:
+        record = super().ended(name, error, stopped=stopped)
+        self._watch.ended_s = time.perf_counter()
+        if len(self.records()) % self._every == 0:
+            self._watch.rss_bytes[len(self.records())] = _rss_bytes()
+        return record
 
 
 def _rss_bytes() -> int:
@@ -149,7 +152,7 @@ def measure(num_trials: int, workers: int, output: Path, profile: cProfile.Profi
     config, paths, watch = config_of(num_trials, workers), SweepPaths(output), Watch()
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     tracker = Tracker(target, "overhead", paths.root, paths.tracking)
-    ledger = watched_ledger(watch, max(1, num_trials // 20), config, paths, tracker, [])
+    ledger = WatchedLedger(watch, max(1, num_trials // 20), config, paths, tracker, [])
     study = open_study(paths.study, config.name, config.search.seed, config.search.sampler)
     with (output / "log").open("w") as log, SweepView(Console(file=log), config, 0).showing(ledger), _profiled(profile):
         space = find_search_space(config.search_space)
@@ -192,7 +195,7 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             f"`python benchmarks/overhead.py --trials {found['trials']}`: trials that sleep for {EPOCH_S:g} s an epoch, "
             f"{EPOCHS} epochs, on {found['workers']} workers; {platform.machine()}, {os.cpu_count()} cores, ray "
-            f"{ray.__version__}. Sampler, scheduler, journal, table, MLflow on SQLite and the live view as by default.",
+            f"{version('ray')}. Sampler, scheduler, journal, table, MLflow on SQLite and the live view as by default.",
             "",
             "| | |",
             "|---|---|",
