@@ -71,7 +71,7 @@ class Outcome:
 
 
 def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> SweepConfig:
-    """Return the task as a sweep; `levers` are `curve`, `scheduler` and `sampler`, where they are not the defaults."""
+    """Return the task as a sweep; `levers`: `curve`, `scheduler`, `sampler`, `continuation`, where not the defaults."""
     curve = levers.get("curve", CurveConfig())
     return SweepConfig(
         name=name,
@@ -84,6 +84,7 @@ def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> Sw
             max_concurrent=2,
             seed=seed,
             sampler=levers.get("sampler", "tpe"),
+            continuation=levers.get("continuation", False),
         ),
         curve=curve,
         scheduler=levers.get("scheduler", SchedulerConfig()),
@@ -251,6 +252,8 @@ def _finetuned(records: list[RunRecord], task: Task, seed: int, folder: Path) ->
     return found
 
 
+# its scores are those right after the cut, which are not to be compared with the others'
+OTHER_SCORES = ("without recovery",)
 STRATEGIES: dict[str, Any] = {
     "random search": lambda *place: plain(*place, random=True),
     "Tune + OptunaSearch": plain,
@@ -259,6 +262,8 @@ STRATEGIES: dict[str, Any] = {
     "without curves": lambda *place: ours(*place, curve=CurveConfig(num_points=0)),
     "without scheduler": lambda *place: ours(*place, scheduler=SchedulerConfig(name="none")),
     "without TPE": lambda *place: ours(*place, sampler="random"),
+    "without recovery": lambda *place: ours(*place, curve=CurveConfig(batch_norm_batches=0, recovery_steps=0)),
+    "with continuation": lambda *place: ours(*place, continuation=True),
 }
 
 

@@ -16,7 +16,6 @@ methods have their defaults. Nothing else is selected: all points are reported, 
 once and counted for each. A benchmark that was cut off goes on where it was.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_options import benchmark_parser, write
 from method_report import plot, summary
 from method_tasks import Task, quick_tasks, tasks
 
@@ -139,19 +139,13 @@ def compressing(config: MethodConfig) -> MethodConfig:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "mnist", "cifar10")
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, one seed")
-    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
-    parser.add_argument(
-        "--cifar10", default="~/data/cifar10", help="folder of CIFAR-10's train.parquet and test.parquet"
-    )
     parser.add_argument("--tasks", nargs="*", help="only these")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/methods"), help="models, to go on from")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     every = quick_tasks() if options.quick else tasks(options.mnist, options.cifar10)
@@ -169,18 +163,13 @@ def main() -> None:
             print("done:", *jobs[job], flush=True)
             rows += job.result()
     rows.sort(key=lambda row: (list(every).index(row["task"]), list(METHODS).index(row["method"]), row["seed"]))
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    if set(options.methods) == set(METHODS):
-        versions = f"{platform.machine()}, torch {torch.__version__}, one thread each."
-        table = f"{versions} {' '.join(__doc__.split('    python')[0].split())}\n\n{summary(rows, every)}"
-        print(table)
-        if options.markdown is not None:
-            options.markdown.write_text(table)
-        if options.plot is not None:
-            plot(rows, every, options.plot)
-    else:
-        print(json.dumps(rows, indent=1))
+    if set(options.methods) != set(METHODS):
+        write(options, rows, None)
+        return
+    versions = f"{platform.machine()}, torch {torch.__version__}, one thread each."
+    write(options, rows, f"{versions} {' '.join(__doc__.split('    python')[0].split())}\n\n{summary(rows, every)}")
+    if options.plot is not None:
+        plot(rows, every, options.plot)
 
 
 if __name__ == "__main__":

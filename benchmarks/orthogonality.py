@@ -8,7 +8,6 @@ deviation over seeds; test accuracies; nothing is selected.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from bench_options import benchmark_parser, write
 
 from trainers.config import DataConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.data import load_test, load_train_validation
@@ -54,12 +54,9 @@ def run(config: MethodConfig, setting: Setting, test: Any, folder: Path, start: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
+    parser = benchmark_parser(__doc__, "mnist")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="of each stage")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = DataConfig("mnist", root=options.mnist)
@@ -77,12 +74,7 @@ def main() -> None:
                 found = run(method, setting, test, root / variant, root / MODEL_FILE)
                 rows.append({"variant": variant, "seed": seed, **found})
                 print(rows[-1], flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    table = markdown(rows, options)
-    print(table)
-    if options.markdown is not None:
-        options.markdown.write_text(table)
+    write(options, rows, markdown(rows, options))
 
 
 def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:

@@ -8,13 +8,13 @@ on validation rows; accuracies are those of the test split. Nothing is selected.
 """
 
 import argparse
-import json
 import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_options import benchmark_parser, write
 
 from trainers.budgets import RULE_RANGES, within_budget
 from trainers.config import DataConfig, ModelConfig, RankConfig, TrainingConfig
@@ -34,10 +34,7 @@ def ranks_at(problem: RankProblem, rule: str, budget: float, unit: Unit) -> Rank
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cifar10", default="~/data/cifar10", help="folder of CIFAR-10's train.parquet and test.parquet"
-    )
+    parser = benchmark_parser(__doc__, "cifar10")
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--max-train", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=20)
@@ -46,8 +43,6 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.9, 0.8, 0.7, 0.6, 0.5])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/rank_rules"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = DataConfig("parquet", root=options.cifar10, max_train=options.max_train, validation_fraction=0.2)
@@ -74,12 +69,7 @@ def main() -> None:
             cost = problem.cost(ranks, options.unit) / dense
             rows.append({"rule": rule, "budget": budget, "cost": cost, "test_accuracy": accuracy, "rule_s": rule_s})
             print(rows[-1], flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"dense_test_accuracy": dense_accuracy, "rows": rows}, indent=1) + "\n")
-    table = markdown(rows, options, dense_accuracy)
-    print(table)
-    if options.markdown is not None:
-        options.markdown.write_text(table)
+    write(options, {"dense_test_accuracy": dense_accuracy, "rows": rows}, markdown(rows, options, dense_accuracy))
 
 
 def markdown(rows: list[dict[str, Any]], options: argparse.Namespace, dense_accuracy: float) -> str:

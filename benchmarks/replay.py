@@ -11,9 +11,7 @@ curves, or on own cuts alone.
     python benchmarks/replay.py --table FILE --json FILE --markdown FILE
 """
 
-import argparse
 import heapq
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from bench_options import benchmark_parser, write
 
 from orchestrator.halving import ParetoHalving
 from orchestrator.pareto import hypervolume, non_dominated
@@ -212,17 +211,14 @@ def markdown(rows: list[dict[str, Any]], table: list[Curves], seeds: int, worker
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "mnist")
     parser.add_argument("--record", action="store_true", help="train the trials and write the table")
-    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=100, help="to record")
     parser.add_argument("--workers", type=int, default=2, help="processes that record, of one thread each")
     parser.add_argument("--simulated-workers", type=int, default=8)
     parser.add_argument("--scale", type=int, nargs="*", default=[1_000, 10_000], help="numbers of trials to time")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     if options.record:
         recorded = record_table(options.mnist, options.trials, options.workers)
@@ -232,12 +228,8 @@ def main() -> None:
     table: list[Curves] = pq.read_table(options.table)["curves"].to_pylist()
     rows = compare(table, options.seeds, options.simulated_workers)
     scale = {count: at_scale(table, count, 500) for count in options.scale}
-    if options.json is not None:
-        options.json.write_text(json.dumps({"rows": rows, "replay_s": scale}, indent=1) + "\n")
     text = markdown(rows, table, options.seeds, options.simulated_workers, scale)
-    print(text)
-    if options.markdown is not None:
-        options.markdown.write_text(text)
+    write(options, {"rows": rows, "replay_s": scale}, text)
 
 
 if __name__ == "__main__":

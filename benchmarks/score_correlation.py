@@ -8,10 +8,8 @@ factor of 1.5) that the score orders rightly, which is what choosing finalists n
     python benchmarks/score_correlation.py --mnist DIR --cifar10 DIR --json FILE --markdown FILE
 """
 
-import argparse
 import copy
 import itertools
-import json
 import platform
 import statistics
 import time
@@ -21,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from bench_options import benchmark_parser, write
 from scipy.stats import spearmanr
 
 from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
@@ -122,22 +121,11 @@ def markdown(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
-    parser.add_argument(
-        "--cifar10", default="~/data/cifar10", help="folder of CIFAR-10's train.parquet and test.parquet"
-    )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser = benchmark_parser(__doc__, "mnist", "cifar10")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = {name: cuts(*network) for name, network in networks(options.mnist, options.cifar10).items()}
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    table = markdown(found)
-    print(table)
-    if options.markdown is not None:
-        options.markdown.write_text(table)
+    write(options, found, markdown(found))
 
 
 if __name__ == "__main__":

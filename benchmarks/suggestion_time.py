@@ -10,7 +10,6 @@ The JSON is a list of {"sampler", "finished_trials", "ask_s", "low_s", "high_s"}
 """
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_options import benchmark_parser, write
 
 from orchestrator.records import RunRecord
 from orchestrator.samplers import SAMPLERS, make_sampler
@@ -90,14 +90,12 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     parser.add_argument("--counts", type=int, nargs="+", default=[50, 200, 500, 1000])
     parser.add_argument("--slow-limit", type=int, default=500, help=f"most finished trials for {SLOW}")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -105,12 +103,7 @@ def main() -> None:
         for sampler in options.samplers:
             counts = [count for count in sorted(options.counts) if sampler != SLOW or count <= options.slow_limit]
             rows += measure(sampler, counts, options.repeats, Path(folder), options.seed)
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    table = markdown(rows, options)
-    print(table)
-    if options.markdown is not None:
-        options.markdown.write_text(table)
+    write(options, rows, markdown(rows, options))
 
 
 if __name__ == "__main__":

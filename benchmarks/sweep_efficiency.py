@@ -14,7 +14,6 @@ geometric means over those paired seeds in which rankfront gets there, with 95 %
 A benchmark that was cut off goes on where it was.
 """
 
-import argparse
 import json
 import math
 import platform
@@ -25,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from efficiency_strategies import STRATEGIES, Outcome, Task, run
+from bench_options import benchmark_parser, write
+from efficiency_strategies import OTHER_SCORES, STRATEGIES, Outcome, Task, run
 
 from orchestrator.config import FinetuneConfig, ResourcesConfig
 from orchestrator.pareto import hypervolume
@@ -102,16 +102,22 @@ def all_points(outcome: Outcome) -> list[tuple[float, float]]:
 
 
 def summary(task: Task, outcomes: dict[str, list[Outcome]]) -> dict[str, dict[str, Any]]:
-    """Return each strategy's costs, hypervolumes and speedups (of rankfront over it), by paired seeds."""
-    pooled = [point for runs in outcomes.values() for outcome in runs for point in all_points(outcome)]
+    """Return each strategy's costs, hypervolumes and speedups (of rankfront over it), by paired seeds.
+
+    Of OTHER_SCORES only what they cost in all and the test hypervolume, which do not depend on scores.
+    """
+    compared = {name: runs for name, runs in outcomes.items() if name not in OTHER_SCORES}
+    pooled = [point for runs in compared.values() for outcome in runs for point in all_points(outcome)]
     best = volume(pooled, task.floor)
     found: dict[str, dict[str, Any]] = {}
     for name, runs in outcomes.items():
         found[name] = {
             "total_core_s": statistics.mean(sum(event.core_s for event in outcome.events) for outcome in runs),
-            "hypervolume": [volume(all_points(outcome), task.floor) / best for outcome in runs],
             "test_hypervolume": [volume(outcome.finalists, task.floor) for outcome in runs],
         }
+        if name not in compared:
+            continue
+        found[name]["hypervolume"] = [volume(all_points(outcome), task.floor) / best for outcome in runs]
         for share in SHARES:
             costs = [cost_to(outcome, share * best, task.floor) for outcome in runs]
             own = [cost_to(outcome, share * best, task.floor) for outcome in outcomes[OURS]]
@@ -151,7 +157,8 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
             f"{task.num_trials} trials ({task.plain_trials} where each gives one point) of the space {task.search_space}, "
             f"{task.finetune.num_models} finalists fine-tuned "
             f"for {task.finetune.epochs} epochs; hypervolume above accuracy {task.floor:g}, as a share of the pooled "
-            "front's (test: of the whole area). In brackets: seeds that got there; the others count with all they spent.",
+            "front's (test: of the whole area). In brackets: seeds that got there; the others count with all they spent. "
+            "Without recovery, scores are another quantity: only what does not depend on them is given.",
             "",
             "| strategy | core-s to 95 % | rankfront is faster by | core-s to 99 % | rankfront is faster by | core-s in all "
             "| hypervolume | test hypervolume |",
@@ -160,10 +167,13 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
         for strategy, row in found[name].items():
             cells = [strategy]
             for share in SHARES:
-                part = row[f"to_{share:.0%}"]
+                if (part := row.get(f"to_{share:.0%}")) is None:
+                    cells += ["-", "-"]
+                    continue
                 cells.append(f"{statistics.mean(part['core_s']):.0f} ({part['reached']} of {seeds})")
                 cells.append("" if strategy == OURS else _speedup(part))
-            cells += [f"{row['total_core_s']:.0f}", _mean_std(row["hypervolume"]), _mean_std(row["test_hypervolume"])]
+            hypervolume = _mean_std(row["hypervolume"]) if "hypervolume" in row else "-"
+            cells += [f"{row['total_core_s']:.0f}", hypervolume, _mean_std(row["test_hypervolume"])]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -197,18 +207,12 @@ def outcome_of(name: str, strategy: str, task: Task, seed: int, output: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "mnist", "cifar10")
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, two seeds")
-    parser.add_argument("--mnist", default="~/data", help="folder of torchvision's MNIST")
-    parser.add_argument(
-        "--cifar10", default="~/data/cifar10", help="folder of CIFAR-10's train.parquet and test.parquet"
-    )
     parser.add_argument("--tasks", nargs="*", help="only these")
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/efficiency"), help="outcomes, to go on from")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     every = quick_tasks() if options.quick else tasks(options.mnist, options.cifar10)
     every = {name: task for name, task in every.items() if not options.tasks or name in options.tasks}
@@ -224,17 +228,13 @@ def main() -> None:
                     runs[strategy].append(outcome_of(name, strategy, task, seed, output))
                 runs.setdefault("without a shared stage 1", []).append(runs[OURS][-1].with_own_stage_one())
             found[name] = summary(task, runs)
-    if options.json is not None:
-        options.json.write_text(json.dumps(_for_programs(found) if options.quick else found, indent=1) + "\n")
-    table = markdown(every, found, seeds)
-    print(table)
-    if options.markdown is not None:
-        options.markdown.write_text(table)
+    write(options, _for_programs(found) if options.quick else found, markdown(every, found, seeds))
 
 
 def _for_programs(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """The one task's speedups over each baseline, and final hypervolumes."""
-    (rows,) = found.values()
+    (every,) = found.values()
+    rows = {name: row for name, row in every.items() if name not in OTHER_SCORES}
     return {
         "speedup_to_95": {name: row["to_95%"]["speedup"] for name, row in rows.items() if name != OURS},
         "final_hypervolume": {name: statistics.mean(row["hypervolume"]) for name, row in rows.items()},

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
@@ -21,6 +22,7 @@ from orchestrator.choices import check_points, contains, offered
 from orchestrator.config import SearchConfig
 from orchestrator.constraints import violations
 from orchestrator.curves import CurvePoint
+from orchestrator.pareto import Points, non_dominated
 from orchestrator.paths import SweepPaths
 from orchestrator.study import ADDED, CURVE, DIRECTIONS, MACS_RATIO, PARAMS_RATIO, constraints_of, run_name
 from trainers.errors import ConfigError
@@ -28,6 +30,7 @@ from trainers.errors import ConfigError
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
 
+ALL_CUTS_UP_TO = 1000
 WARM_START = "warm_start"
 SOURCE = "source"
 _SOURCE_NUMBER = "source_number"
@@ -69,6 +72,9 @@ def add_curve(study: optuna.Study, trial_number: int, points: Sequence[CurvePoin
     score and MACs, its attribute `source` the source's run. Left out are points with a setting that is no number in the
     range of a parameter of that name, with values that are not finite, and the source's own cut, which is told already.
     A parameter that has the name of a setting is taken to be that setting. `trial_number` is that of the run's name.
+
+    From ALL_CUTS_UP_TO trials on, only points that no feasible trial of the study dominates are added: a proposal takes as
+    long as the study is large, and dominated points teach the sampler what many others did.
     """
     trials = study.get_trials(deepcopy=False)
     name = run_name(trials[trial_number])
@@ -81,13 +87,30 @@ def add_curve(study: optuna.Study, trial_number: int, points: Sequence[CurvePoin
         if trial.user_attrs.get(ADDED) == CURVE and trial.user_attrs[SOURCE] == name
     }
     before = len(there)
+    best = _feasible_front(trials) if len(trials) >= ALL_CUTS_UP_TO else np.empty((0, 2))
     for point in points:
         assert point.trial == name, (point.trial, name)
+        if _is_dominated(point, best):
+            continue
         trial = _curve_trial(study, source, point)
         if trial is not None and _key(trial.params) not in there:
             there.add(_key(trial.params))
             study.add_trial(trial)
     return len(there) - before
+
+
+def _feasible_front(trials: Sequence[FrozenTrial]) -> Points:
+    """Return the front of the complete trials that keep to all constraints, as (-score, MACs)."""
+    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
+    values = [trial.values for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
+    points = np.array(values, dtype=np.float64).reshape(-1, 2) * (-1.0, 1.0)
+    front: Points = points[non_dominated(points)]
+    return front
+
+
+def _is_dominated(point: CurvePoint, front: Points) -> bool:
+    own = np.array((-point.score, point.macs))
+    return bool(((front <= own).all(axis=1) & (front < own).any(axis=1)).any())
 
 
 def _curve_trial(study: optuna.Study, source: FrozenTrial, point: CurvePoint) -> FrozenTrial | None:

@@ -19,6 +19,7 @@ from trainers.rules import unknown_name
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
 
+_TRAINING, _METHOD = TypeAdapter(TrainingConfig), TypeAdapter(MethodConfig)
 _PROBES = 200
 _COMPLETIONS = 100
 
@@ -28,8 +29,8 @@ def choose(space: "SearchSpace", trial: optuna.Trial) -> tuple[dict[str, Any], M
     try:
         settings = json.loads(json.dumps(space(trial), default=_plain_number))
         training, method = apply_settings(settings, TrainingConfig(), MethodConfig())
-        for section in (training, method):  # types too: a batch size of 64.0 would fail in the worker
-            TypeAdapter(type(section)).validate_json(json.dumps(as_record(section)), strict=True)
+        for section, adapter in ((training, _TRAINING), (method, _METHOD)):  # types too: 64.0 is no batch size
+            adapter.validate_json(json.dumps(as_record(section)), strict=True)
     except ConfigError as error:
         raise ConfigError([(f"search_space: {field}", text) for field, text in error.problems]) from error
     except ValidationError as error:

@@ -5,14 +5,15 @@ that stand beside each field check values.
 """
 
 import json
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, core_schema
 
 from orchestrator.yaml_source import YamlSource, parse_override
 from search_spaces import find_search_space
@@ -69,7 +70,8 @@ class SearchConfig(Section):
     together: a wide cluster then waits once for all of them. `first_points` are tried first, each a mapping of the search
     space's parameters to values; the sampler fills in what is missing. `warm_start`, the output directory of an earlier
     sweep, gives the sampler that sweep's results, where they fit the search space. The sampler prefers what keeps to
-    `constraints`.
+    `constraints`. `continuation`: a trial goes on from the network of a finished one with nearly its settings, where there
+    is one (`orchestrator.continuation`), and so trains for longer than one from stage 1.
     """
 
     num_trials: Annotated[int, at_least(1)] = 64
@@ -79,6 +81,7 @@ class SearchConfig(Section):
     ask_batch: Annotated[int, at_least(1)] = 1
     first_points: tuple[dict[str, Any], ...] = ()
     warm_start: str | None = None
+    continuation: bool = False
     constraints: ConstraintsConfig = field(default_factory=ConstraintsConfig)
 
 
@@ -130,18 +133,41 @@ class StopConfig(Section):
     target_macs_ratio: Annotated[float, in_interval(0, 1, closed="(]")] = 1.0
 
 
+def _gpus_problem(value: object) -> str | None:
+    if value == "auto":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        return f"must be a number >= 0, or auto, but got {value!r}"
+    if value > 1 and value != int(value):  # Ray has no fractions above one GPU
+        return f"must be at most 1 or a whole number, but got {value}"
+    return None
+
+
+@dataclass(frozen=True)
+class _WholeRule(Rule):
+    """A rule that checks the type too, where pydantic's errors for each part of a union would be two."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+
 @dataclass(frozen=True)
 class ResourcesConfig(Section):
-    """What Ray reserves for each run; `gpus_per_trial` may be a fraction."""
+    """What Ray reserves for each run; `gpus_per_trial` may be a fraction.
+
+    `auto`: before the search one short training of each form is run on a GPU, and as many trials share a GPU as its memory
+    then allows, at most `max_trials_per_gpu`.
+    """
 
     cpus_per_trial: Annotated[int, at_least(1)] = 1
-    gpus_per_trial: Annotated[float, at_least(0)] = 0.0
+    gpus_per_trial: Annotated[float | Literal["auto"], _WholeRule(_gpus_problem)] = 0.0
+    max_trials_per_gpu: Annotated[int, at_least(1)] = 8
 
-    def problems(self) -> list[tuple[str, str]]:
-        """Ray has no fractions above one GPU."""
-        if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
-            return [("gpus_per_trial", f"must be at most 1 or a whole number, but got {self.gpus_per_trial}")]
-        return []
+    @property
+    def gpus(self) -> float:
+        """`gpus_per_trial` as a number; `auto` has been measured by then (`packing.with_measured_share`)."""
+        assert not isinstance(self.gpus_per_trial, str)
+        return self.gpus_per_trial
 
 
 @dataclass(frozen=True)

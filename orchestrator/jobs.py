@@ -43,9 +43,9 @@ def stage_one_of(settings: dict[str, Any]) -> Job:
     return pretrain_job(pretraining(method))
 
 
-def trial_job(name: str, number: int, settings: dict[str, Any]) -> Job:
-    """Stage 2 with one choice of the search space."""
-    return Job(name, "trial", settings, stage_one_of(settings).name, number)
+def trial_job(name: str, number: int, settings: dict[str, Any], source: str | None = None) -> Job:
+    """Stage 2 with one choice of the search space, from stage 1 or from the network of the trial `source`."""
+    return Job(name, "trial", settings, source or stage_one_of(settings).name, number)
 
 
 def finetune_job(candidate: RunRecord) -> Job:
@@ -87,16 +87,22 @@ def job_epochs(job: Job, config: SweepConfig) -> int:
 
 
 def run_job(
-    job: Job, config: SweepConfig, output: str, arrays: dict[str, Any], test_arrays: dict[str, Any] | None = None
+    job: Job,
+    config: SweepConfig,
+    output: str,
+    arrays: dict[str, Any],
+    test_arrays: dict[str, Any] | None = None,
+    start: bytes | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train one job and yield a plain dict per epoch; the last one has "error" (a traceback) or "finished".
 
     Runs in a worker process. An exception becomes the last result, so that a failing run is a result like another and
-    not a crash to be retried. With `test_arrays` the trained model is evaluated on them, once, at the end.
+    not a crash to be retried. With `test_arrays` the trained model is evaluated on them, once, at the end. A trial starts
+    from the model file with the content `start`; by default it reads that of its source itself.
     """
     try:
         last: dict[str, Any] = {}
-        for last in _epochs(job, config, output, arrays):
+        for last in _epochs(job, config, output, arrays, start):
             yield last
         test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
         yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
@@ -104,7 +110,9 @@ def run_job(
         yield {"error": traceback.format_exc()}
 
 
-def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _epochs(
+    job: Job, config: SweepConfig, output: str, arrays: dict[str, Any], start: bytes | None
+) -> Iterator[dict[str, Any]]:
     import torch
 
     from orchestrator.scheduler import rungs
@@ -125,12 +133,12 @@ def _epochs(job: Job, config: SweepConfig, output: str, arrays: dict[str, Any]) 
     elif job.stage == "pretrain":
         results = recipe.pretrain(setting, method, folder, paths.stage_one_store)
     elif job.stage == "trial":
-        if not source.exists():
+        if start is None and not source.exists():
             raise SweepError(
                 f"stage 1 must include {job.source}, from which this trial starts, but random draws of the search space did "
                 "not show that it is needed; make the choice that leads to it likelier"
             )
-        results = recipe.compress(setting, method, source, folder, config.curve, rungs(config))
+        results = recipe.compress(setting, method, start or source, folder, config.curve, rungs(config))
     else:
         teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
         distillation = config.finetune.distillation
@@ -153,4 +161,4 @@ def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[
 def _device(config: SweepConfig) -> Any:
     import torch
 
-    return torch.device("cuda" if config.resources.gpus_per_trial > 0 else "cpu")
+    return torch.device("cuda" if config.resources.gpus > 0 else "cpu")

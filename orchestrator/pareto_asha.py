@@ -55,6 +55,7 @@ class ParetoASHA(FIFOScheduler):
         curve: the entry that holds a trial's k points, each a list of values in the order of `metric`; where a result
             has no such entry its own metrics are one point.
         key: what a trial is recorded under; a name that outlives an experiment lets a later one take up `halving`.
+        halving: the rule itself, with what it has recorded so far, in place of `mode` and its other arguments.
 
     A rung that a trial reaches without a metric, with NaN, an infinite value or a curve of another shape sees it without
     a point: it is stopped, unless exempt, with a warning if something is missing, and the sweep goes on. A trial that
@@ -68,7 +69,7 @@ class ParetoASHA(FIFOScheduler):
     def __init__(
         self,
         metric: Sequence[str],
-        mode: Sequence[Literal["min", "max"]],
+        mode: Sequence[Literal["min", "max"]] | None = None,
         time_attr: str = "training_iteration",
         max_t: int = 100,
         grace_period: int = 1,
@@ -80,15 +81,25 @@ class ParetoASHA(FIFOScheduler):
         curve: str | None = None,
         seed: int = 0,
         key: Callable[[Any], str] = lambda trial: trial.trial_id,
+        halving: ParetoHalving | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if isinstance(metric, str) or not len(set(metric)) == len(metric) == len(mode):
+        directions = mode if halving is None else halving.directions
+        if isinstance(metric, str) or not len(set(metric)) == len(metric) == len(directions or ()):
             raise ValueError(
-                f"metric must be a list of distinct names with one mode each, but got {metric!r} and {mode!r}; give "
+                f"metric must be a list of distinct names with one mode each, but got {metric!r} and {directions!r}; give "
                 'metric=["loss"], mode=["min"] for a single one'
             )
-        self.halving = ParetoHalving(
-            mode, max_t, grace_period, reduction_factor, exempt_share, spare_front, min_trials, seed, rungs
+        self.halving = halving or ParetoHalving(
+            directions or (),
+            max_t,
+            grace_period,
+            reduction_factor,
+            exempt_share,
+            spare_front,
+            min_trials,
+            seed,
+            rungs,
         )
         self._metrics, self._time_attr, self._max_t, self._curve = list(metric), time_attr, max_t, curve
         self._num_stopped, self._key = 0, key

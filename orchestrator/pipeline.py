@@ -119,9 +119,11 @@ def _open_study(config: SweepConfig, paths: SweepPaths, trials: list[RunRecord])
 def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger: Ledger, study: "Study") -> None:
     import ray
 
+    from orchestrator.packing import with_measured_share
     from orchestrator.search import run_jobs, run_search
 
     data = ray.put(plan.data.arrays())
+    config = with_measured_share(config, plan.starts, data)
     run_jobs([pretrain_job(start) for start in plan.starts], config, paths, data, ledger)
     _require_complete(ledger.records("pretrain"))
     missing = config.search.num_trials - len(ledger.records("trial"))

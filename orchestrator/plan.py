@@ -1,5 +1,6 @@
 """What a configuration leads to, found out before anything is trained or written."""
 
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -35,6 +36,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     from orchestrator.added_trials import check_search
     from orchestrator.choices import probe_search_space
 
+    _require_gpu(config)
     space = find_search_space(config.search_space)
     starts = probe_search_space(space)
     check_search(config.search, space)
@@ -50,6 +52,16 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers)
         raise ConfigError([("factorization", f"must leave at least one layer to decompose, but skips all: {reasons}")])
     return SweepPlan(data, starts, cost, layers)
+
+
+def _require_gpu(config: SweepConfig) -> None:
+    """On a cluster it is its nodes that need one, which `ray_session` checks."""
+    here = not os.environ.get("RAY_ADDRESS")
+    if config.resources.gpus_per_trial == "auto" and here and not torch.cuda.is_available():
+        text = (
+            "auto measures a trial on a GPU, but PyTorch finds none on this machine; set 0, or RAY_ADDRESS to a cluster"
+        )
+        raise ConfigError([("resources.gpus_per_trial", text)])
 
 
 def _require_patterns_that_match(config: SweepConfig, model: torch.nn.Module) -> None:

@@ -73,7 +73,8 @@ def _check_resources(resources: ResourcesConfig) -> None:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    need = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    auto = resources.gpus_per_trial == "auto"
+    need = {"CPU": resources.cpus_per_trial, "GPU": 1 if auto else resources.gpus}
     if not any(all(node.get(kind, 0) >= count for kind, count in need.items()) for node in nodes):
         have = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in need) for node in nodes)
         raise SweepError(

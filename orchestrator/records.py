@@ -1,7 +1,7 @@
 """The one table of a sweep, `results.parquet`: a row for each run that has ended, of every stage."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -85,7 +85,7 @@ SCHEMA = pa.schema([pa.field(field.name, _arrow_type(field.type)) for field in f
 
 def write_records(records: Sequence[RunRecord], path: Path) -> None:
     """Replace the table atomically: a reader finds the old one or the new one, whole."""
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
+    table = pa.Table.from_pylist([vars(record) for record in records], schema=SCHEMA)
     with atomic_file(path) as file:
         pq.write_table(table, file)
 

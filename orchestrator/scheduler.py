@@ -3,12 +3,15 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.config import SweepConfig
 from orchestrator.halving import ParetoHalving
 from orchestrator.records import RunRecord
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import FIFOScheduler
 
 DIRECTIONS: tuple[Literal["max", "min"], ...] = ("max", "min")  # score, MACs
 _COST_STEP = 1.1
@@ -37,43 +40,18 @@ def rungs(config: SweepConfig) -> tuple[int, ...]:
     return () if halving is None else halving.rungs
 
 
-def make_scheduler(config: SweepConfig, trials: Sequence[RunRecord]) -> Any:
+def make_scheduler(config: SweepConfig, trials: Sequence[RunRecord]) -> "FIFOScheduler":
     """Return Tune's scheduler for the sweep; what `trials` reported at its rungs, before it was stopped, counts again."""
     from ray.tune.schedulers import FIFOScheduler
 
-    from orchestrator.pareto_asha import ParetoASHA
-
-    class SweepScheduler(ParetoASHA):
-        """Does not stop a trial at a rung that it had passed before it was cut off."""
-
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            decision = super().on_trial_result(tune_controller, trial, result)
-            return self.CONTINUE if result.get("replayed") else decision
+    from orchestrator.sweep_scheduler import SweepScheduler
 
     if (halving := make_halving(config)) is None:
         return FIFOScheduler()
-    scheduler = SweepScheduler(
-        metric=["metrics/score", "metrics/macs"],
-        mode=DIRECTIONS,
-        time_attr="epoch",
-        max_t=config.training.epochs + 1,  # a trial ends by itself, after its last epoch: it has a model file to write
-        rungs=halving.rungs,
-        reduction_factor=halving.reduction_factor,
-        exempt_share=halving.exempt_share,
-        min_trials=halving.min_trials,
-        curve="points",
-        seed=halving.seed,
-        key=run_name,
-    )
     for trial in trials:
         for epoch, points in _reported(trial).items():
-            scheduler.halving.record(trial.name, epoch, points)
-    return scheduler
-
-
-def run_name(trial: Any) -> str:
-    """Return the name of the run that a Tune trial is: ids change when a sweep goes on, names do not."""
-    return str(trial.config["name"])
+            halving.record(trial.name, epoch, points)
+    return SweepScheduler(halving, config.training.epochs)
 
 
 def rung_point(score: float, macs: float) -> list[float]:
@@ -83,6 +61,14 @@ def rung_point(score: float, macs: float) -> list[float]:
     would be on the front.
     """
     return [score, round(math.log(max(macs, 1e-9), _COST_STEP))]
+
+
+def rung_points(result: Mapping[str, Any]) -> list[list[float]]:
+    """Return a result of `run_job` as the scheduler compares it: its cuts, or the network as it is where none was scored."""
+    metrics = result.get("metrics", {})
+    if cuts := result.get("curve"):
+        return [rung_point(cut["score"], cut["macs"]) for cut in cuts]
+    return [rung_point(metrics["val_accuracy"], metrics["macs"])] if "macs" in metrics else []
 
 
 def _reported(trial: RunRecord) -> dict[int, list[list[float]]]:

@@ -5,20 +5,23 @@ was lost.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 
+from orchestrator.background import Background
 from orchestrator.config import SweepConfig
+from orchestrator.continuation import neighbour
 from orchestrator.jobs import Job, run_job, trial_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
-from orchestrator.scheduler import make_scheduler, rung_point
+from orchestrator.scheduler import make_scheduler, rung_points
 from orchestrator.searcher import StudySearcher
 from orchestrator.stop_rules import stop_reason
+from trainers.recipe import MODEL_FILE
 
 if TYPE_CHECKING:
     import optuna
@@ -38,52 +41,99 @@ def run_search(
     ledger: Ledger,
 ) -> None:
     """Run `num_trials` more trials of `study`, or fewer if a stop rule is met; returns when each has ended."""
-    started = time.monotonic()
+    # references in containers: Ray passes them on unread, and a node fetches what its trials ask for, once
+    starts = {name: ray.put(content) for name, content in _stage_one_files(paths, ledger).items()}
+    trainable = tune.with_parameters(_trainable, config=config, output=str(paths.root), data=[data], starts=starts)
+    run_trials(trainable, study, space, num_trials, config, paths, ledger)
+
+
+def run_trials(
+    trainable: Callable[[dict[str, Any]], None],
+    study: "optuna.Study",
+    space: "SearchSpace",
+    num_trials: int,
+    config: SweepConfig,
+    paths: SweepPaths,
+    ledger: Ledger,
+) -> None:
+    """Run trials as `run_search` does; `trainable` reports `tune_result` of what `run_job` yields."""
+    started, at_once = time.monotonic(), config.search.max_concurrent
 
     def until() -> str | None:
         trials = ledger.records("trial")
         return stop_reason(config.stop, trials, time.monotonic() - started, config.resources.cpus_per_trial)
 
-    searcher = StudySearcher(study, space, config.search.ask_batch, num_trials, until)
-    trainable = tune.with_parameters(_trainable, config=config, output=str(paths.root), data=[data])
-    resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus_per_trial}
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=make_scheduler(config, ledger.records("trial")),
-            num_samples=num_trials,
-            max_concurrent_trials=config.search.max_concurrent,
-            reuse_actors=True,  # a fresh worker costs seconds of imports
-        ),
-        run_config=tune.RunConfig(
-            name=config.name,
-            storage_path=str(paths.tune),
-            callbacks=[_LedgerCallback(ledger, searcher)],
-            failure_config=tune.FailureConfig(max_failures=_MAX_LOST_WORKERS),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
+    def source(settings: dict[str, Any]) -> str | None:
+        found = neighbour(settings, ledger.records("trial")) if config.search.continuation else None
+        return found.name if found is not None and (paths.run(found.name) / MODEL_FILE).exists() else None
+
+    resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus}
+    # one trial at a time: each proposal knows all results, and the same seed gives the same sweep
+    with Background(threaded=at_once > 1) as background:
+        searcher = StudySearcher(
+            study,
+            space,
+            config.search.ask_batch,
+            num_trials,
+            until,
+            source,
+            background=background,
+            ahead=at_once > 1,
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=make_scheduler(config, ledger.records("trial")),
+                num_samples=num_trials,
+                max_concurrent_trials=at_once,
+                reuse_actors=True,  # a fresh worker costs seconds of imports
+            ),
+            run_config=tune.RunConfig(
+                name=config.name,
+                storage_path=str(paths.tune),
+                callbacks=[_LedgerCallback(ledger, searcher, background)],
+                failure_config=tune.FailureConfig(max_failures=_MAX_LOST_WORKERS),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
 
 
-def _trainable(params: dict[str, Any], config: SweepConfig, output: str, data: list[Any]) -> None:
-    """One trial in a worker; `data` is the reference in a list, so that Ray passes it on unread."""
-    job = trial_job(params["name"], params["number"], params["settings"])
-    for result in run_job(job, config, output, ray.get(data[0])):
-        cuts = result.get("curve")
-        points = {"points": [rung_point(cut["score"], cut["macs"]) for cut in cuts]} if cuts else {}
-        tune.report({**result, **points})
+def _stage_one_files(paths: SweepPaths, ledger: Ledger) -> dict[str, bytes]:
+    """Return the content of each network of stage 1, by its run's name."""
+    files = {record.name: paths.run(record.name) / MODEL_FILE for record in ledger.records("pretrain")}
+    return {name: file.read_bytes() for name, file in files.items() if file.exists()}
+
+
+def _trainable(
+    params: dict[str, Any], config: SweepConfig, output: str, data: list[Any], starts: dict[str, Any]
+) -> None:
+    """One trial in a worker; the objects in `data` and `starts` are references."""
+    job = _job(params)
+    start = ray.get(starts[job.source]) if job.source in starts else None
+    for result in run_job(job, config, output, ray.get(data[0]), start=start):
+        tune.report(tune_result(result))
+
+
+def tune_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what Tune is told of a result of `run_job`: what the scheduler reads, and all of it as "report".
+
+    That is a list of one, into which Tune does not look: of each number that it finds it keeps a statistic of several
+    kilobytes a trial, in the driver, to the end.
+    """
+    seen: dict[str, Any] = {key: result[key] for key in ("epoch", "replayed", "finished") if key in result}
+    return {**seen, "points": rung_points(result), "report": [result]}
 
 
 class _LedgerCallback(tune.Callback):
-    """Writes what Tune's trials do into the ledger, and tells the study when one has ended.
+    """Writes what Tune's trials do into the ledger, and tells the study when one has ended, all in the background.
 
     A trial whose last result does not say "finished" was stopped by the scheduler.
     """
 
-    def __init__(self, ledger: Ledger, searcher: StudySearcher) -> None:
-        self._ledger, self._searcher = ledger, searcher
+    def __init__(self, ledger: Ledger, searcher: StudySearcher, background: Background) -> None:
+        self._ledger, self._searcher, self._background = ledger, searcher, background
         self._errors: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,34 +141,35 @@ class _LedgerCallback(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ledger.started(_job_of(trial))
+        self._background.submit(self._started, trial.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "error" in result:
-            self._errors[trial.trial_id] = result["error"]
+        (report,) = result.pop("report")  # Tune would keep it
+        if "error" in report:
+            self._errors[trial.trial_id] = report["error"]
         else:
-            self._ledger.reported(_job_of(trial).name, result)
+            self._background.submit(self._ledger.reported, trial.config["name"], report)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         stopped = not (trial.last_result or {}).get("finished", False)
-        self._end(trial, self._errors.pop(trial.trial_id, None), stopped=stopped)
+        self._background.submit(self._end, trial, self._errors.pop(trial.trial_id, None), stopped=stopped)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(
-            trial,
-            f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {trial.get_pickled_error() or 'no reason given'}",
-        )
+        reason = trial.get_pickled_error() or "no reason given"
+        self._background.submit(self._end, trial, f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {reason}")
+
+    def _started(self, params: dict[str, Any]) -> None:
+        self._ledger.started(_job(params))
 
     def _end(self, trial: Any, error: str | None, *, stopped: bool = False) -> None:
-        record = self._ledger.ended(_job_of(trial).name, error, stopped=stopped)
+        record = self._ledger.ended(trial.config["name"], error, stopped=stopped)
         self._searcher.finish(trial.trial_id, record)
 
 
-def _job_of(trial: Any) -> Job:
-    params = trial.config
-    return trial_job(params["name"], params["number"], params["settings"])
+def _job(params: dict[str, Any]) -> Job:
+    return trial_job(params["name"], params["number"], params["settings"], params["source"])
 
 
 def run_jobs(
@@ -132,7 +183,7 @@ def run_jobs(
     """Run the jobs that are not complete yet, `max_concurrent` at a time, in order; returns when all have ended."""
     task = ray.remote(
         num_cpus=config.resources.cpus_per_trial,
-        num_gpus=config.resources.gpus_per_trial,
+        num_gpus=config.resources.gpus,
         max_retries=_MAX_LOST_WORKERS,
         num_returns="streaming",
     )(_task)

@@ -7,6 +7,8 @@ tells is in `orchestrator.study`.
 import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -14,10 +16,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from orchestrator.added_trials import add_curve
+from orchestrator.background import Background
 from orchestrator.choices import choose
 from orchestrator.curves import final_curve
 from orchestrator.records import RunRecord
-from orchestrator.study import REFUSED, RUN, name_of, tell
+from orchestrator.study import REFUSED, RUN, START, name_of, tell
 from trainers.errors import ConfigError, SweepError
 
 if TYPE_CHECKING:
@@ -28,11 +31,23 @@ _MAX_REFUSALS = 100
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Proposal:
+    """A trial of the study that is to be run: its number there, its run's name, settings and start (None: stage 1)."""
+
+    number: int
+    name: str
+    settings: dict[str, Any]
+    source: str | None
+
+
 class StudySearcher(Searcher):
-    """Asks the study for each of Tune's trials. A suggestion is {"name", "number", "settings"} of a run.
+    """Asks the study for each of Tune's trials. A suggestion is {"name", "number", "settings", "source"} of a run.
 
     Whenever none is left, `ask_batch` trials are asked for at once, but never more than `limit` in all, the number that
-    Tune will start. As soon as `until` gives a reason, no further trial is suggested.
+    Tune will start; with `ahead`, that is as soon as the last one is taken, so that no worker waits for a proposal. As soon
+    as `until` gives a reason, no further trial is suggested. `source` says which run's network new settings are to start
+    from, None for stage 1's. `background` runs all that has to do with the study.
     """
 
     def __init__(
@@ -42,13 +57,18 @@ class StudySearcher(Searcher):
         ask_batch: int = 1,
         limit: int | None = None,
         until: Callable[[], str | None] = lambda: None,
+        source: Callable[[dict[str, Any]], str | None] = lambda _: None,
+        *,
+        background: Background | None = None,
+        ahead: bool = False,
     ) -> None:
         super().__init__()
-        self._until = until
+        self._until, self._source = until, source
         self._study, self._space = study, space
-        self._ask_batch, self._limit = ask_batch, limit
+        self._ask_batch, self._limit, self._ahead = ask_batch, limit, ahead
+        self._background = background or Background(threaded=False)
         self._asked, self._ended = 0, False
-        self._queue: deque[tuple[optuna.Trial, dict[str, Any]]] = deque()
+        self._queue: deque[Future[_Proposal | None]] = deque()
         self._numbers: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,22 +86,33 @@ class StudySearcher(Searcher):
 
         A draw for which the space raises is told FAIL and another one is asked for; SweepError after a hundred in a row.
         """
-        if (reason := self._until()) is not None:
-            if not self._ended:
-                _log.warning("no further trial is started, by %s", reason)
-            self._ended = True
-            return Searcher.FINISHED
         if not self._queue:
-            left = self._ask_batch if self._limit is None else min(self._ask_batch, self._limit - self._asked)
-            for _ in range(max(left, 1)):
-                self._queue.append(self._ask())
-                self._asked += 1
-        trial, settings = self._queue.popleft()
-        self._numbers[trial_id] = trial.number
-        name = trial.user_attrs[RUN]
-        return {"name": name, "number": int(name.rpartition("-")[2]), "settings": settings}
+            self._ask_for_batch()
+        found = None if self._ended else self._queue.popleft().result()
+        if found is None:
+            return Searcher.FINISHED
+        if self._ahead and not self._queue:
+            self._ask_for_batch()
+        self._numbers[trial_id] = found.number
+        number = int(found.name.rpartition("-")[2])
+        return {"name": found.name, "number": number, "settings": found.settings, "source": found.source}
 
-    def _ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
+    def _ask_for_batch(self) -> None:
+        left = self._ask_batch if self._limit is None else min(self._ask_batch, self._limit - self._asked)
+        for _ in range(left):
+            self._queue.append(self._background.submit(self._ask_unless_ended))
+        self._asked += left
+
+    def _ask_unless_ended(self) -> _Proposal | None:
+        self._look_at_rules()
+        return None if self._ended else self._ask()
+
+    def _look_at_rules(self) -> None:
+        if not self._ended and (reason := self._until()) is not None:
+            _log.warning("no further trial is started, by %s", reason)
+            self._ended = True
+
+    def _ask(self) -> _Proposal:
         refusal = None
         for _ in range(_MAX_REFUSALS):
             trial = self._study.ask()
@@ -93,8 +124,12 @@ class StudySearcher(Searcher):
                 trial.set_user_attr(REFUSED, str(error))
                 self._study.tell(trial.number, state=TrialState.FAIL)
             else:
-                trial.set_user_attr(RUN, trial.user_attrs.get(RUN) or name_of(trial.number))
-                return trial, settings
+                if RUN not in trial.user_attrs:  # else it was cut off: it goes on as it began
+                    trial.set_user_attr(RUN, name_of(trial.number))
+                    if (source := self._source(settings)) is not None:
+                        trial.set_user_attr(START, source)
+                attributes = trial.user_attrs
+                return _Proposal(trial.number, attributes[RUN], settings, attributes.get(START))
         raise SweepError(f"the search space must return settings, but refused {_MAX_REFUSALS} draws: {refusal}")
 
     def finish(self, trial_id: str, record: RunRecord) -> None:
@@ -102,6 +137,7 @@ class StudySearcher(Searcher):
         tell(self._study, self._numbers.pop(trial_id), record)
         if record.trial_number is not None and (points := final_curve(record)):
             add_curve(self._study, record.trial_number, points)
+        self._look_at_rules()  # a trial that was asked for ahead is not started any more
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's own call is not used: it comes without what is needed to tell a finished trial from a stopped one."""

@@ -27,6 +27,7 @@ from orchestrator.samplers import make_sampler
 OBJECTIVES = ("score", "macs")
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 RUN = "run"
+START = "start"  # the trial whose network it went on from, for one that did not start from stage 1
 ADDED = "added"
 CURVE = "curve"
 REFUSED = "refused"
@@ -91,7 +92,8 @@ def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
         cut_off = record is None and trial.state != TrialState.WAITING and params and REFUSED not in trial.user_attrs
         if cut_off and name not in waiting | enqueued:
             enqueued.add(name)
-            study.enqueue_trial(params, user_attrs={RUN: name})
+            start = {START: trial.user_attrs[START]} if START in trial.user_attrs else {}
+            study.enqueue_trial(params, user_attrs={RUN: name, **start})
     if lost := complete - records.keys():
         _log.warning("the results of %d finished trials are missing from the table; they are read again", len(lost))
 

@@ -28,6 +28,8 @@ class SweepView:
     def __init__(self, console: Console, config: SweepConfig, num_stage1: int) -> None:
         self._console, self._config, self._num_stage1 = console, config, num_stage1
         self._started = time.monotonic()
+        self._front: list[RunRecord] = []
+        self._num_counted = 0
 
     @contextmanager
     def showing(self, ledger: Ledger) -> Iterator[None]:
@@ -70,19 +72,25 @@ class SweepView:
         parts = [f"val_accuracy {record.val_accuracy:.4f}", f"macs_ratio {record.macs_ratio:.3f}"]
         if record.stage == "trial":
             trials = [other for other in records if other.stage == "trial"]
-            cuts = candidates(trials)
-            parts.append(f"{len(trials)}/{self._config.search.num_trials} trials, front {len(front_of(cuts))}")
-            parts.append(f"hypervolume {front_hypervolume(cuts):.4f}")
+            front = self._front_with(trials)
+            parts.append(f"{len(trials)}/{self._config.search.num_trials} trials, front {len(front)}")
+            parts.append(f"hypervolume {front_hypervolume(front):.4f}")
         return f"\\[{elapsed}] {record.name}: " + ", ".join(parts)
+
+    def _front_with(self, trials: list[RunRecord]) -> list[RunRecord]:
+        """Return the front of all cuts; trials are only ever added, and those seen before are on it or do not matter."""
+        self._front = front_of([*self._front, *candidates(trials[self._num_counted :])])
+        self._num_counted = len(trials)
+        return self._front
 
     def _table(self, snapshot: Snapshot) -> RenderableType:
         trials = [record for record in snapshot.records if record.stage == "trial"]
         complete = [record for record in trials if record.state == "COMPLETE"]
         stopped = [record for record in trials if record.state == "PRUNED"]
-        cuts = candidates(trials)
+        front = self._front_with(trials)
         running = [run for run in snapshot.open_runs if run.job.stage == "trial"]
         waiting = max(0, self._config.search.num_trials - len(trials) - len(running))
-        best = max((accuracy_of(cut) or 0 for cut in cuts), default=None)
+        best = max((accuracy_of(cut) or 0 for cut in front), default=None)
         elapsed = time.monotonic() - self._started
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
@@ -94,7 +102,7 @@ class SweepView:
             f"{len(running)} running, {waiting} to come",
         )
         grid.add_row("best accuracy", "-" if best is None else f"{100 * best:.2f} % (validation, cut, not fine-tuned)")
-        grid.add_row("front", f"{len(front_of(cuts))} cuts, hypervolume {front_hypervolume(cuts):.4f}")
+        grid.add_row("front", f"{len(front)} cuts, hypervolume {front_hypervolume(front):.4f}")
         grid.add_row("time", f"{_clock(elapsed)} elapsed, about {self._remaining(snapshot)} left")
         return Group(
             Text(f"sweep {self._config.name}", style="bold"), grid, _open_table(snapshot.open_runs, self._config)

@@ -7,8 +7,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from sweeps import run
 
 from orchestrator.config import FinetuneConfig, SchedulerConfig, SearchConfig, SweepConfig
+from orchestrator.front import SweepFront
 from orchestrator.ray_session import prepare_environment
 from trainers.config import CurveConfig, DataConfig, ModelConfig, TrainingConfig
 from trainers.data import ImageData, load_train_validation
@@ -58,3 +60,12 @@ def small_sweep() -> SweepConfig:
         scheduler=SchedulerConfig("none"),
         finetune=FinetuneConfig(num_models=2, epochs=1),
     )
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, ray_cluster: None, small_sweep: SweepConfig
+) -> tuple[Path, SweepConfig, SweepFront]:
+    """A finished sweep: its output directory and what it returned."""
+    output = tmp_path_factory.mktemp("finished") / "sweep"
+    return output, small_sweep, run(small_sweep, output)

@@ -102,6 +102,21 @@ class TestCurve:
         assert [trial.params["energy"] for trial in study.best_trials] == [0.3]
         assert study.trials[2].constraints == pytest.approx({"max_macs_ratio": -0.3, "min_accuracy": 0.1})
 
+    def test_in_a_large_study_only_points_on_the_front_of_what_is_feasible_are_added(self, tmp_path, monkeypatch):
+        study, _ = started(tmp_path, constraints=ConstraintsConfig(max_params_ratio=0.6))
+        first = point("trial-0000", {"energy": 0.02}, 0.95, 80)
+        infeasible = point("trial-0000", {"energy": 0.05}, 0.99, 1, params_ratio=0.7)
+        assert add_curve(study, 0, [first, infeasible]) == 2
+        monkeypatch.setattr("orchestrator.added_trials.ALL_CUTS_UP_TO", 3)
+        points = [
+            point("trial-0000", {"energy": 0.3}, 0.94, 80),  # dominated by the first
+            point("trial-0000", {"energy": 0.31}, 0.95, 80),  # equal to it
+            point("trial-0000", {"energy": 0.32}, 0.94, 79),
+        ]
+        assert add_curve(study, 0, points) == 2
+        assert [trial.params["energy"] for trial in study.trials[3:]] == [0.31, 0.32]
+        assert add_curve(study, 0, [first, infeasible, *points]) == 0  # a driver that was killed adds nothing else
+
 
 class TestFirstPoints:
     def test_they_are_tried_first_and_completed_by_the_sampler(self, tmp_path):
@@ -110,7 +125,7 @@ class TestFirstPoints:
         begin(study, two_rules, search)
         begin(study, two_rules, search)
         found = [StudySearcher(study, two_rules).suggest(key) for key in "abc"]
-        assert found[0] == {"name": "trial-0000", "number": 0, "settings": ENERGY}
+        assert found[0] == {"name": "trial-0000", "number": 0, "settings": ENERGY, "source": None}
         assert (found[1]["settings"]["budget"], found[1]["name"]) == (0.25, "trial-0001")
         assert 10 <= found[1]["settings"]["compression_period"] <= 40
         assert len(study.trials) == 3
@@ -123,7 +138,7 @@ class TestFirstPoints:
         begin(again, two_rules, SearchConfig(first_points=(ENERGY,)))
         reconcile(again, {})
         suggestion = StudySearcher(again, two_rules).suggest("a")
-        assert suggestion == {"name": "trial-0000", "number": 0, "settings": ENERGY}
+        assert suggestion == {"name": "trial-0000", "number": 0, "settings": ENERGY, "source": None}
 
     @pytest.mark.parametrize(
         ("point", "name", "message"),

@@ -19,8 +19,10 @@ def test_what_is_written_is_read(tmp_path):
     content = {"tensor": torch.arange(3), "config": {"a": [1, None, "x"], "b": 0.5}}
     write_payload(tmp_path / "deep" / "file.pt", "model", content)
     found = read_payload(tmp_path / "deep" / "file.pt", "model")
-    assert torch.equal(found["tensor"], content["tensor"])
-    assert found["config"] == content["config"]
+    from_memory = read_payload((tmp_path / "deep" / "file.pt").read_bytes(), "model")
+    for read in (found, from_memory):
+        assert torch.equal(read["tensor"], content["tensor"])
+        assert read["config"] == content["config"]
     assert os.listdir(tmp_path / "deep") == ["file.pt"]
 
 
@@ -47,6 +49,8 @@ def test_code_in_a_file_is_not_run(tmp_path):
     path.write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(CheckpointError, match="damaged or foreign"):
         read_payload(path, "model")
+    with pytest.raises(CheckpointError, match="the given content must be a readable model file"):
+        read_payload(path.read_bytes(), "model")
     assert not os.path.exists("/tmp/rankfront-was-here")
 
 

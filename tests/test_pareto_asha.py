@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ray import tune
 
+from orchestrator.halving import ParetoHalving
 from orchestrator.pareto_asha import ParetoASHA, SchedulerState
 
 GOOD = {"cheap and poor": (0.5, 1.0), "costly and good": (0.95, 10.0), "between": (0.8, 4.0)}
@@ -141,6 +142,16 @@ def test_a_saved_scheduler_decides_as_before(tmp_path):
     assert [judge(one, "d", training_iteration=1, loss=1.5) for one in (first, second)] == ["CONTINUE"] * 2
     assert [judge(one, "e", training_iteration=1, loss=1.9) for one in (first, second)] == ["STOP"] * 2
     assert judge(fresh, "e", training_iteration=1, loss=1.9) == "CONTINUE"
+
+
+def test_a_rule_can_be_given_with_its_records():
+    halving = ParetoHalving(["min"], max_t=9)
+    halving.record("earlier", 1, [[1.0]])
+    scheduler = ParetoASHA(["loss"], halving=halving, max_t=9)
+    assert scheduler.halving is halving
+    assert judge(scheduler, "a", training_iteration=1, loss=2.0) == "STOP"
+    with pytest.raises(ValueError, match="one mode each"):
+        ParetoASHA(["loss", "macs"], halving=halving)
 
 
 @pytest.mark.parametrize(

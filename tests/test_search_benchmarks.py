@@ -1,6 +1,7 @@
 """The arithmetic of the search's benchmarks; their figures are not asserted here."""
 
 import json
+import random
 from dataclasses import asdict
 
 import numpy as np
@@ -47,6 +48,20 @@ def test_speedups_are_geometric_means_over_pairs():
     assert row["reached"] == 2
 
 
+def test_scores_of_another_kind_neither_set_the_yardstick_nor_are_held_to_it():
+    from efficiency_strategies import OTHER_SCORES, Event, Outcome
+    from sweep_efficiency import OURS, markdown, quick_tasks, summary
+
+    tasks = quick_tasks()
+    (task,) = tasks.values()
+    ours, other = Outcome([Event(10, [(0.1, 0.9)])], [(0.1, 0.9)]), Outcome([Event(5, [(0.1, 1.0)])], [(0.1, 0.8)])
+    found = summary(task, {OURS: [ours], OTHER_SCORES[0]: [other]})
+    assert found[OURS]["hypervolume"] == [1]
+    assert found[OTHER_SCORES[0]] == {"total_core_s": 5, "test_hypervolume": [pytest.approx(0.9 * 0.3 / 0.5)]}
+    row = next(line for line in markdown(tasks, dict.fromkeys(tasks, found), 1).splitlines() if OTHER_SCORES[0] in line)
+    assert row == f"| {OTHER_SCORES[0]} | - | - | - | - | 5 | - | 0.5400 ± 0.0000 |"
+
+
 TABLE = [  # two epochs, one point an epoch: (score, share of MACs)
     [[[0.5, 0.5]], [[0.9, 0.5]]],
     [[[0.6, 0.5]], [[0.8, 0.5]]],
@@ -89,3 +104,25 @@ def test_concordance_looks_at_pairs_of_nearly_equal_cost():
     rows = [cut(0.5, 0.7, 0.8), cut(0.4, 0.6, 0.9), cut(0.1, 0.9, 0.1), cut(0.45, 0.65, 0.7), cut(0.45, 0.65, 0.75)]
     # pairs among the four near 0.45: right 1 (0.7 > 0.65 of 0.7), right (0.75); wrong: all three with the second; tied: one
     assert concordance(rows, "s") == pytest.approx((1 + 1 + 0 + 0 + 0 + 0.5) / 6)
+
+
+def test_the_best_score_within_a_budget_allows_for_ranks_that_do_not_fit_it():
+    from continuation import best_score
+
+    points = [(0.5, 0.9), (0.32, 0.8), (0.34, 0.85), (0.1, 0.6)]
+    assert [best_score(points, budget) for budget in (0.6, 0.3, 0.1, 0.05)] == [0.9, 0.8, 0.6, 0.0]
+
+
+def test_a_sleeping_trial_reports_what_a_real_one_does():
+    """The ledger makes a whole record of it."""
+    from overhead import _cuts, _metrics
+
+    from orchestrator.records import RunRecord
+
+    rng = random.Random(0)
+    cuts = list(_cuts({"energy": 0.1}, 0.0, rng, 8))
+    assert [set(cut) for cut in cuts] == [{"settings", "macs", "params", "score"}] * 9
+    assert [list(cut["settings"]) for cut in cuts] == [[]] + [["energy"]] * 8
+    assert all(0 <= cut["score"] <= 1 and 0 < cut["macs"] <= 4e7 for cut in cuts)
+    measured = {name for name in _metrics(cuts[0]) if "/" not in name} - {"flops"}
+    assert measured <= RunRecord.__dataclass_fields__.keys()

@@ -2,9 +2,11 @@
 
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 from spaces import quick
 from trial_records import record
 
+from orchestrator.background import Background
 from orchestrator.choices import probe_search_space
 from orchestrator.searcher import StudySearcher
 from orchestrator.study import close_running, open_study, reconcile
@@ -103,3 +105,24 @@ class TestBatches:
         found = [StudySearcher(again, quick).suggest(key) for key in "bc"]
         assert [suggestion["name"] for suggestion in found] == ["trial-0001", "trial-0002"]
         assert [suggestion["settings"]["energy"] for suggestion in found] == [drawn["energy"] for drawn in params[1:]]
+
+    def test_asking_ahead_starts_as_soon_as_the_last_one_is_taken(self, study):
+        with Background() as background:
+            searcher = StudySearcher(study, quick, limit=3, background=background, ahead=True)
+            names = [searcher.suggest(key)["name"] for key in "ab"]
+        assert names == ["trial-0000", "trial-0001"]
+        assert states(study) == [TrialState.RUNNING] * 3
+        assert searcher.suggest("c")["name"] == "trial-0002"  # asked for already: nothing is handed in any more
+        assert len(study.trials) == 3
+
+    def test_a_trial_that_was_asked_for_ahead_is_not_started_once_a_rule_is_met(self, study):
+        reasons = []
+        searcher = StudySearcher(study, quick, until=lambda: reasons[-1] if reasons else None, ahead=True)
+        searcher.suggest("a")
+        reasons.append("enough")
+        searcher.finish("a", record("trial-0000"))
+        assert searcher.suggest("b") == Searcher.FINISHED
+        assert states(study) == [TrialState.COMPLETE, TrialState.RUNNING]
+        close_running(study, {"trial-0000": record("trial-0000")})
+        reconcile(study, {"trial-0000": record("trial-0000")})
+        assert StudySearcher(study, quick).suggest("c")["name"] == "trial-0001"

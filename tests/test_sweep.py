@@ -1,66 +1,26 @@
 """The whole job on digits: real Ray, real Optuna, real MLflow, real training."""
 
-import fcntl
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from rich.console import Console
+from sweeps import comparable, run, study_states, study_trials, trials_of
 
-from orchestrator.config import SchedulerConfig, StopConfig, load_config
+from orchestrator.config import load_config
 from orchestrator.paths import SweepPaths
-from orchestrator.pipeline import run_sweep
-from orchestrator.records import read_records, write_records
-from orchestrator.scheduler import make_scheduler
-from orchestrator.study import ADDED, open_study
-from trainers.config import CurveConfig, DataConfig, DistillationConfig
+from orchestrator.records import read_records
+from orchestrator.study import ADDED
 from trainers.cost import measure_cost
 from trainers.data import load_test
-from trainers.errors import ConfigError, DataError, SweepError
+from trainers.errors import SweepError
 from trainers.recipe import evaluate_model_file
 from trainers.saved_model import load_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
-# what differs between two equal sweeps: when and how long they ran, and MLflow's ids
-NOT_COMPARED = ("run_id", "duration_s", "cpu_s", "ended_at_s")
-
-
-def run(config, output):
-    with open(output.with_suffix(".log"), "w") as log:
-        return run_sweep(config, output, Console(file=log))
-
-
-def comparable(output):
-    rows = [asdict(record) for record in read_records(SweepPaths(output).results)]
-    return sorted(
-        ({key: value for key, value in row.items() if key not in NOT_COMPARED} for row in rows),
-        key=lambda row: row["name"],
-    )
-
-
-def study_trials(output):
-    return open_study(SweepPaths(output).study, "small", 0).trials
-
-
-def study_states(output):
-    """The states of the trials that were run; those of curve points are left out."""
-    return [trial.state for trial in study_trials(output) if ADDED not in trial.user_attrs]
-
-
-def trials_of(output):
-    return [record for record in read_records(SweepPaths(output).results) if record.stage == "trial"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, ray_cluster, small_sweep):
-    """A finished sweep: its output directory and what it returned."""
-    output = tmp_path_factory.mktemp("finished") / "sweep"
-    return output, small_sweep, run(small_sweep, output)
 
 
 class TestFinishedSweep:
@@ -198,195 +158,3 @@ class TestFinishedSweep:
         rows = [row for row in comparable(copied) if row["stage"] == "trial"]
         assert len(rows) == 6
         assert rows[:4] == [row for row in comparable(output) if row["stage"] == "trial"]
-
-
-def test_a_sweep_over_methods_shares_stage_one_and_finetunes_with_a_teacher(small_sweep, tmp_path):
-    output = tmp_path / "methods"
-    config = replace(
-        small_sweep,
-        search_space="spaces:every_method",
-        search=replace(small_sweep.search, num_trials=10),
-        finetune=replace(small_sweep.finetune, distillation=DistillationConfig(weight=0.5)),
-    )
-    front = run(config, output)
-    rows = {row["name"]: row for row in comparable(output)}
-    assert {row["state"] for row in rows.values()} == {"COMPLETE"}
-    stage_one = {name for name, row in rows.items() if row["stage"] == "pretrain"}
-    assert stage_one == {"pretrain-channel", "pretrain-dense", "pretrain-lorita2-channel"}
-    starts = {"svd_training": "pretrain-channel", "lorita": "pretrain-lorita2-channel"}
-    trials = [row for row in rows.values() if row["stage"] == "trial"]
-    assert len({row["method"] for row in trials}) >= 4
-    for row in trials:
-        assert row["source"] == starts.get(row["method"], "pretrain-dense")
-        assert (row["budget"] == 0.5) == (row["rank_rule"] == "equal_error")
-        if row["budget"] is not None:
-            assert row["macs_ratio"] <= 0.5
-        assert 0 < row["val_macro_f1"] <= 1
-    for point in front.finalists:
-        assert rows[point.name]["test_top5_accuracy"] >= rows[point.name]["test_accuracy"] == point.test_accuracy
-        saved = load_model(SweepPaths(output).run(point.name) / "model.pt")
-        assert saved.config["distillation"]["weight"] == 0.5
-    state = json.loads(SweepPaths(output).state.read_text())
-    client = MlflowClient(state["tracking_uri"])
-    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id], "tags.stage = 'trial'")
-    assert {found.data.tags["method"] for found in runs} == {row["method"] for row in trials}
-
-
-def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, tmp_path):
-    output = tmp_path / "nan"
-    curve = CurveConfig(num_points=0)  # cuts in the study would shift the numbers that the space goes by
-    front = run(replace(small_sweep, search_space="spaces:sometimes_diverges", curve=curve), output)
-    rows = {row["name"]: row for row in comparable(output)}
-    assert {rows[name]["state"] for name in ("trial-0000", "trial-0002")} == {"FAIL"}
-    assert "NonFiniteError: the loss must stay finite" in rows["trial-0000"]["error"]
-    assert {rows[name]["state"] for name in ("trial-0001", "trial-0003")} == {"COMPLETE"}
-    assert study_states(output) == [TrialState.FAIL, TrialState.COMPLETE] * 2
-    assert {point.name for point in front.front} <= {"trial-0001", "trial-0003"}
-    assert front.finalists
-    state = json.loads(SweepPaths(output).state.read_text())
-    client = MlflowClient(state["tracking_uri"])
-    failed = {record.name: record for record in read_records(SweepPaths(output).results)}["trial-0000"]
-    found = client.get_run(failed.run_id)
-    assert found.info.status == "FAILED"
-    assert "NonFiniteError" in found.data.tags["error"]
-    assert found.data.tags["state"] == "FAIL"
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory, ray_cluster, small_sweep):
-    output = tmp_path_factory.mktemp("stopped") / "sweep"
-    search = replace(small_sweep.search, num_trials=10)
-    scheduler = SchedulerConfig(grace_period=1, reduction_factor=3, exempt_share=0, min_trials=2)
-    config = replace(
-        small_sweep,
-        search_space="spaces:sometimes_idle",
-        search=search,
-        curve=CurveConfig(num_points=2, largest=0.8, smallest=0.4),
-        scheduler=scheduler,
-    )
-    return output, config, run(config, output)
-
-
-class TestStoppedTrials:
-    def test_a_trial_that_is_behind_everywhere_is_pruned_and_told_so(self, stopped):
-        output, _, front = stopped
-        pruned = [record for record in trials_of(output) if record.state == "PRUNED"]
-        told = [trial for trial in study_trials(output) if trial.state == TrialState.PRUNED]
-        assert {record.name for record in pruned} == {trial.user_attrs["run"] for trial in told} != set()
-        assert TrialState.RUNNING not in study_states(output)
-        assert {trial.user_attrs["epochs"] for trial in told} == {record.epochs for record in pruned} == {1}
-        client = MlflowClient(f"sqlite:///{output}/mlflow.db")
-        for record in pruned:
-            assert json.loads(record.settings)["learning_rate"] == 1e-9
-            assert not (SweepPaths(output).run(record.name) / "model.pt").exists()
-            found = client.get_run(record.run_id)
-            assert (found.info.status, found.data.tags["state"]) == ("FINISHED", "PRUNED")
-        assert not {record.name for record in pruned} & {point.name.partition("-cut-")[0] for point in front.front}
-
-    def test_a_stopped_trial_is_not_run_again_and_counts_at_its_rung(self, stopped, tmp_path):
-        output, config, front = stopped
-        before = comparable(output)
-        assert run(config, output) == front
-        assert comparable(output) == before
-        scheduler = make_scheduler(config, trials_of(output))
-        assert scheduler.halving.num_recorded() == {1: 10}
-
-
-def test_a_stop_rule_ends_the_search_and_the_final_stage_follows(small_sweep, tmp_path):
-    output = tmp_path / "target"
-    config = replace(
-        small_sweep, stop=StopConfig(target_accuracy=0.05), search=replace(small_sweep.search, num_trials=20)
-    )
-    front = run(config, output)
-    assert 1 <= len(trials_of(output)) <= 2
-    assert front.finalists
-    assert TrialState.RUNNING not in study_states(output)
-    longer = replace(config, stop=StopConfig(), search=replace(config.search, num_trials=3))
-    run(longer, output)
-    assert len(trials_of(output)) == 3
-
-
-def test_another_sweep_in_the_same_folder_takes_stage_one_over(finished, tmp_path):
-    output, config, _ = finished
-    (first,) = [record for record in read_records(SweepPaths(output).results) if record.stage == "pretrain"]
-    sibling = output.parent / "sibling"
-    run(replace(config, search=replace(config.search, num_trials=1)), sibling)
-    (second,) = [record for record in read_records(SweepPaths(sibling).results) if record.stage == "pretrain"]
-    assert (second.ended_at_s, second.val_accuracy) == (first.ended_at_s, first.val_accuracy)
-
-
-def test_a_sweep_of_which_all_trials_fail_says_why(small_sweep, tmp_path):
-    config = replace(
-        small_sweep, search_space="spaces:always_diverges", search=replace(small_sweep.search, num_trials=2)
-    )
-    with pytest.raises(SweepError, match=r"(?s)all 2 failed, the last with.*NonFiniteError"):
-        run(config, tmp_path / "fails")
-    assert study_states(tmp_path / "fails") == [TrialState.FAIL] * 2
-
-
-def test_stage_one_that_fails_stops_the_sweep_with_its_reason(small_sweep, tmp_path):
-    config = replace(small_sweep, training=replace(small_sweep.training, learning_rate=1e30))
-    with pytest.raises(SweepError, match=r"(?s)pretrain-channel failed; the same command tries again.*NonFiniteError"):
-        run(config, tmp_path / "fails")
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"data": DataConfig("mnist", root="/nowhere")}, DataError, "MNIST must be readable"),
-        ({"search_space": "spaces:raises"}, ConfigError, "no space today"),
-        ({"resources": {"cpus_per_trial": 64}}, SweepError, "a trial needs 64 CPU"),
-        ({"resources": {"gpus_per_trial": 8.0}}, SweepError, "8 GPU on one node"),
-        (
-            {"factorization": {"exclude": ("layer_3.*",)}},
-            ConfigError,
-            "exclude: each pattern must match a module, but 'layer_3",
-        ),
-        ({"factorization": {"exclude": ("*",)}}, ConfigError, "factorization: must leave at least one layer"),
-        ({"model": {"name": "lenet5"}}, ConfigError, "lenet5 needs images of at least 16 x 16"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_any_training(small_sweep, tmp_path, changes, error, message):
-    sections = {
-        key: replace(getattr(small_sweep, key), **value) if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
-    with pytest.raises(error, match=message):
-        run(replace(small_sweep, **sections), tmp_path / "refused")
-    assert not list((tmp_path / "refused").glob("runs/*"))
-    if error is not SweepError:  # found before the directory was taken: it can be used once the mistake is mended
-        assert not (tmp_path / "refused").exists()
-
-
-def test_a_directory_in_use_is_refused_with_its_owner(finished):
-    output, config, _ = finished
-    lock = SweepPaths(output).lock
-    with lock.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(SweepError, match=r"is in use by a sweep \(process \d+ on .*\)"):
-            run(config, output)
-    assert run(config, output).finalists
-
-
-def test_a_finalist_that_fails_is_an_error_and_is_tried_again(finished, tmp_path):
-    output, config, front = finished
-    copied = tmp_path / "copied"
-    shutil.copytree(output, copied)
-    paths = SweepPaths(copied)
-    name = front.finalists[0].name
-    write_records([record for record in read_records(paths.results) if record.name != name], paths.results)
-    shutil.rmtree(paths.run(name))
-    paths.run(name).write_text("a file where the run's folder should be")
-    with pytest.raises(SweepError, match=rf"(?s){name} failed; the same command tries again.*FileExistsError"):
-        run(config, copied)
-    paths.run(name).unlink()
-    assert run(config, copied).as_json()["finalists"][0]["test_accuracy"] == front.finalists[0].test_accuracy
-
-
-def test_a_directory_with_other_files_is_left_alone(small_sweep, tmp_path):
-    output = tmp_path / "mine"
-    output.mkdir()
-    (output / "thesis.txt").write_text("precious")
-    with pytest.raises(SweepError, match="must be empty or hold a sweep"):
-        run(small_sweep, output)
-    assert [path.name for path in output.iterdir()] == ["thesis.txt"]

@@ -1,5 +1,6 @@
 """Files that hold tensors: written atomically, read without unpickling code, with a format and a version inside."""
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -21,17 +22,19 @@ def write_payload(path: Path, kind: str, content: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **content}, file)
 
 
-def read_payload(path: Path, kind: str) -> dict[str, Any]:
-    """Return what `write_payload` wrote, with tensors on the CPU.
+def read_payload(source: Path | bytes, kind: str) -> dict[str, Any]:
+    """Return what `write_payload` wrote, with tensors on the CPU; `source` is the file or its content.
 
     Raises CheckpointError where the file is missing, damaged, not ours, of another version or of another kind.
     """
-    if not path.is_file():
+    path = named(source)
+    if isinstance(source, Path) and not source.is_file():
         raise CheckpointError(f"{path} must be a {kind} file, but there is none")
+    file = source if isinstance(source, Path) else io.BytesIO(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles that are not its own before it refuses them
-            payload = torch.load(path, map_location="cpu", weights_only=True)
+            payload = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -46,6 +49,11 @@ def read_payload(path: Path, kind: str) -> dict[str, Any]:
     if payload.get("kind") != kind:
         raise CheckpointError(f"{path} must be a {kind} file, but is a {payload.get('kind')} file")
     return payload
+
+
+def named(source: Path | bytes) -> str:
+    """Return what messages call a file, or the content of one."""
+    return str(source) if isinstance(source, Path) else "the given content"
 
 
 def require_same_config(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from trainers.atomic import atomic_file
-from trainers.checkpoint import VERSION, require_same_config
+from trainers.checkpoint import VERSION, named, require_same_config
 from trainers.config import (
     CurveConfig,
     DistillationConfig,
@@ -114,12 +114,14 @@ def pretrain(
 def compress(
     setting: Setting,
     config: MethodConfig,
-    start_from: Path,
+    start_from: Path | bytes,
     directory: Path | None = None,
     curve: CurveConfig | None = None,
     curve_epochs: Collection[int] = (),
 ) -> Iterator[EpochResult]:
     """Stage 2: `training.epochs` with the whole method, from stage 1's model file; metrics are those of the cut copy.
+
+    `start_from` is the file or its content; another training of stage 2 in the same form will do as well.
 
     With `curve`, the results of the last epoch, and of those in `curve_epochs`, hold scored cuts, and the metric `score`
     is that of the method's own. On the way there are half as many, without steps of recovery.
@@ -130,8 +132,8 @@ def compress(
         method = make_method(config, setting.network)
         if saved.form != method.trained_form():
             raise CheckpointError(
-                f"{start_from} must be in the form {method.trained_form()}, but is {saved.form}; start from what `pretrain` "
-                f"makes for {config.method} with the same decomposition and factorization"
+                f"{named(start_from)} must be in the form {method.trained_form()}, but is {saved.form}; start from what "
+                f"`pretrain` makes for {config.method} with the same decomposition and factorization"
             )
         method.attach(saved.model, saved.form)
         method.check_budget()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainers.checkpoint import read_payload, write_payload
+from trainers.checkpoint import named, read_payload, write_payload
 from trainers.config import FactorizationConfig, ModelConfig, as_record
 from trainers.deploy import DeployedLayer
 from trainers.errors import CheckpointError, ConfigError
@@ -47,9 +47,11 @@ def save_model(saved: SavedModel, path: Path) -> None:
     )
 
 
-def load_model(path: Path) -> SavedModel:
-    """Read a model file; raises CheckpointError where it is missing, damaged, foreign or of another version."""
-    payload = read_payload(path, "model")
+def load_model(source: Path | bytes) -> SavedModel:
+    """Read a model file, or the content of one; raises CheckpointError where it is missing, damaged, foreign or of another
+    version.
+    """
+    payload = read_payload(source, "model")
     try:
         spec = ModelSpec(
             ModelConfig(**_tuples(payload["spec"]["model"])),
@@ -68,7 +70,9 @@ def load_model(path: Path) -> SavedModel:
         model.load_state_dict(payload["state_dict"], assign=True)
         return SavedModel(model, spec, form, payload["config"], payload["history"])
     except (KeyError, TypeError, RuntimeError, ConfigError) as error:
-        raise CheckpointError(f"{path} must be a complete model file, but its content does not fit: {error}") from error
+        raise CheckpointError(
+            f"{named(source)} must be a complete model file, but its content does not fit: {error}"
+        ) from error
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""ParetoASHA as a sweep uses it; apart from `scheduler`, whose readers need no Ray."""
+
+from typing import Any
+
+from orchestrator.halving import ParetoHalving
+from orchestrator.pareto_asha import ParetoASHA
+
+
+class SweepScheduler(ParetoASHA):
+    """Judges trials of `epochs` epochs by the points that `search.tune_result` reports, under their runs' names.
+
+    A trial ends by itself, after its last epoch: it has a model file to write. None is stopped at a rung that it had passed
+    before it was cut off. Names are kept, since ids change when a sweep goes on.
+    """
+
+    def __init__(self, halving: ParetoHalving, epochs: int) -> None:
+        super().__init__(
+            ["score", "macs"],
+            time_attr="epoch",
+            max_t=epochs + 1,
+            curve="points",
+            key=lambda trial: str(trial.config["name"]),
+            halving=halving,
+        )
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return the rung's decision, and CONTINUE for a result that is told again."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return self.CONTINUE if result.get("replayed") else decision
