@@ -157,6 +157,19 @@ def sync(directory: _Dir) -> None:
 
 
 @app.command()
+def report(
+    directory: _Dir,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="The page [default: DIR/report.html].")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also write each picture as PNG.")] = None,
+) -> None:
+    """Write a sweep's report, finished or running: one HTML file with its pictures, its table and where it comes from."""
+    from orchestrator.report.write import write_report
+
+    for path in write_report(directory, output or directory / "report.html", png):
+        print(path)
+
+
+@app.command()
 def ui(directory: _Dir, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Open the sweep's MLflow store in MLflow's UI, on this machine only."""
     from orchestrator.paths import SweepPaths

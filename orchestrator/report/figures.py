@@ -82,7 +82,7 @@ def progress_figure(progress: Progress) -> go.Figure:
         )
     unit = "min" if minutes else "s"
     figure.update_layout(
-        layout(height=360),
+        layout(height=360, min_width=560),
         xaxis=axis(f"wall time ({unit})", rangemode="tozero"),
         xaxis2=axis(f"CPU time of all runs (core-{unit})", rangemode="tozero"),
         yaxis=axis("hypervolume"),

@@ -44,7 +44,7 @@ def rank_figure(table: RankTable) -> go.Figure:
         )
     )
     figure.update_layout(
-        layout(height=170 + 26 * min(len(table.layers), 40)),
+        layout(height=170 + 26 * min(len(table.layers), 40), min_width=160 + 36 * len(table.names)),
         xaxis=axis(
             "network, from the fewest MACs to the most (bold: fine-tuned)",
             type="category",
@@ -87,8 +87,8 @@ def spectra_figure(spectra: Sequence[Spectrum]) -> go.Figure:
             col=place % columns + 1,
         )
     lowest = min(min(spectrum.values) for spectrum in spectra)
-    figure.update_layout(layout(height=180 + 220 * rows, margin={"t": 40, "b": 100}))
-    figure.update_xaxes(**axis(""))
+    figure.update_layout(layout(height=180 + 220 * rows, min_width=80 + 160 * columns, margin={"t": 40, "b": 100}))
+    figure.update_xaxes(**axis("", rangemode="tozero"))
     figure.update_xaxes(title_text="singular value", row=rows)
     figure.update_yaxes(
         **axis("", type="log", range=[math.log10(max(lowest, 1e-6)) - 0.1, 0.1], dtick=1, exponentformat="power")

@@ -8,8 +8,6 @@ from plotly.subplots import make_subplots
 from orchestrator.report.settings import ABSENT, Axis, Importances
 from orchestrator.report.style import COLOURS, GREY, INK, PAPER, axis, layout
 
-_TICK_ROOM = 0.04  # of the distance between two axes
-
 
 def parallel_figure(axes: Sequence[Axis], names: Sequence[str], groups: Sequence[str]) -> go.Figure:
     """Each trial as a line through its settings, MACs and accuracy.
@@ -17,7 +15,11 @@ def parallel_figure(axes: Sequence[Axis], names: Sequence[str], groups: Sequence
     `groups` puts each of `names` into "stopped", "complete", "front" (some cut is on the front of the search) or
     "finalist" (some cut was fine-tuned).
     """
-    figure = go.Figure(layout=layout(height=460, margin={"l": 40, "r": 40, "t": 40, "b": 40}, hovermode="closest"))
+    figure = go.Figure(
+        layout=layout(
+            height=460, min_width=90 * len(axes), margin={"l": 40, "r": 40, "t": 40, "b": 40}, hovermode="closest"
+        )
+    )
     for group, label, line, marker in (
         ("stopped", "stopped early", {"color": GREY, "width": 0.8, "dash": "dot"}, None),
         ("complete", "complete", {"color": GREY, "width": 0.8}, None),
@@ -53,6 +55,7 @@ def parallel_figure(axes: Sequence[Axis], names: Sequence[str], groups: Sequence
             tickvals=list(range(len(axes))),
             ticktext=[_wrapped(each.name) for each in axes],
             side="top",
+            tickangle=0,
             range=[-0.35, len(axes) - 0.4],
         ),
         yaxis=axis("", **bare, showticklabels=False, range=[ABSENT - 0.06, 1.05]),
@@ -83,7 +86,7 @@ def importance_figure(found: Importances) -> go.Figure:
             col=column,
         )
     figure.update_layout(
-        layout(height=110 + 26 * len(order), bargap=0.3),
+        layout(height=110 + 26 * len(order), min_width=600, bargap=0.3),
         xaxis=axis("importance for accuracy (%)", range=[0, 112]),
         xaxis2=axis("importance for MACs (%)", range=[0, 112]),
         yaxis=axis("", showgrid=False),

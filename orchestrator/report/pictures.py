@@ -134,8 +134,8 @@ TEXTS = {
     "settings": (
         "Settings",
         "Each line is a trial, through what it chose to what came out. Numbers that span a factor of 30 or more are on "
-        "logarithmic axes; `not set` are settings that its method does not have. MACs and accuracy are those of the trial's own "
-        "cut; others of its curve may be the ones on the front.",
+        "logarithmic axes; `not set` are settings that its method does not have. MACs and accuracy are the trial's "
+        "own cut's; another of its curve may be on the front.",
     ),
     "importances": (
         "What mattered",
@@ -149,8 +149,8 @@ TEXTS = {
     ),
     "spectra": (
         "Singular values",
-        "Of each layer's weight, relative to the largest. Grey: stage 1, the network at full rank. Coloured: finalists, fine-"
-        "tuned; each ends in its mark, at its rank.",
+        "Of each layer's weight, relative to the largest. Grey: stage 1, the network at full rank. Coloured: finalists; "
+        "each ends in its mark, at its rank.",
     ),
     "training": (
         "Training",
