@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -167,6 +167,27 @@ def report(
 
     for path in write_report(directory, output or directory / "report.html", png):
         print(path)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Output directories of sweeps.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with the fronts.")] = None,
+    form: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="What to print.")] = "table",
+) -> None:
+    """Compare sweeps: fronts, hypervolumes by one reference point, cost, accuracies within the same budgets."""
+    from orchestrator.report.compare import compare_sweeps, read_sweeps
+    from orchestrator.report.compare_output import print_comparison
+
+    sweeps = read_sweeps(directories)
+    comparison = compare_sweeps(sweeps)
+    print_comparison(comparison, form, Console())
+    for text in comparison.warnings:
+        print(f"Warning: {text}", file=sys.stderr)
+    if output is not None:
+        from orchestrator.report.write import write_comparison
+
+        write_comparison(sweeps, comparison, output)
 
 
 @app.command()

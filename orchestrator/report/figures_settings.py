@@ -59,6 +59,7 @@ def parallel_figure(axes: Sequence[Axis], names: Sequence[str], groups: Sequence
             range=[-0.35, len(axes) - 0.4],
         ),
         yaxis=axis("", **bare, showticklabels=False, range=[ABSENT - 0.06, 1.05]),
+        legend={"y": 0},
     )
     return figure
 

@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that holds all it needs, and asks the network for nothing."""
+"""Pages, of a sweep and of a comparison: one HTML file that holds all it needs, and asks the network for nothing."""
 
 import json
 import shlex
@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from orchestrator.objectives import accuracy_of, front_hypervolume
 from orchestrator.records import RunRecord
+from orchestrator.report.compare import Comparison
 from orchestrator.report.pictures import Picture
 from orchestrator.report.rows import table_data
 from orchestrator.report.settings import parameters_of
@@ -37,6 +38,7 @@ def report_page(sweep: Sweep, study: Sequence[FrozenTrial], pictures: Sequence[P
     trials = sweep.trials
     return page(
         "report.html",
+        pictures,
         title=sweep.config.name,
         sweep=sweep,
         series=series,
@@ -47,15 +49,18 @@ def report_page(sweep: Sweep, study: Sequence[FrozenTrial], pictures: Sequence[P
         wall_s=wall_s(sweep.records),
         core_s=core_s(sweep.records),
         picks=[_pick(sweep, study, record) for record in series.finalists],
-        pictures=pictures,
         config_text=sweep.paths.config.read_text(),
         versions={name: version(name) for name in ("rankfront", "plotly", "optuna", "torch")},
         table=embedded(json.dumps(table_data(sweep), separators=(",", ":"), allow_nan=False)),
-        figures={each.key: embedded(each.figure.to_json()) for each in pictures if each.figure is not None},
     )
 
 
-def page(template: str, **values: Any) -> str:
+def comparison_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
+    """Return the page of a comparison of sweeps."""
+    return page("compare.html", pictures, comparison=comparison)
+
+
+def page(template: str, pictures: Sequence[Picture], **values: Any) -> str:
     """Fill a template of this package; every value is escaped, except Markup. plotly.js, scripts and styles are put in."""
     loader = PackageLoader("orchestrator.report")
     environment = Environment(
@@ -70,6 +75,8 @@ def page(template: str, **values: Any) -> str:
         source=source,
         plotly_js=Markup(plotly.offline.get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704  # plotly's own
         theme=embedded(json.dumps(DARK)),
+        pictures=pictures,
+        figures={each.key: embedded(each.figure.to_json()) for each in pictures if each.figure is not None},
         **values,
     )
 

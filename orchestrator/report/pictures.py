@@ -43,8 +43,8 @@ def pictures(sweep: Sweep, study: Sequence[FrozenTrial]) -> list[Picture]:
         "front": lambda: _front(sweep),
         "latency": lambda: latency_figure(sweep.series, sweep.config.finetune),
         "hypervolume": lambda: _hypervolume(sweep),
-        "settings": lambda: _settings(sweep),
         "importances": lambda: _importances(study),
+        "settings": lambda: _settings(sweep),
         "ranks": lambda: _ranks(sweep),
         "spectra": lambda: _spectra(sweep),
         "training": lambda: _training(trained),
@@ -116,6 +116,15 @@ def _orthogonality(trained: Sequence[History]) -> "go.Figure | str":
 
 
 TEXTS = {
+    "fronts": (
+        "The fronts",
+        "Each sweep's front of the search, thin, by scores after a short recovery, and after fine-tuning, thick: on validation "
+        "data.",
+    ),
+    "courses": (
+        "Hypervolume",
+        "Of each search as it went on, up to accuracy 0 and its own dense network's MACs, over the CPU time of its runs.",
+    ),
     "front": (
         "The front",
         "Each faint line is one trial, cut at many budgets. Dashed: the front of the search, by scores after a short "
@@ -134,8 +143,8 @@ TEXTS = {
     "settings": (
         "Settings",
         "Each line is a trial, through what it chose to what came out. Numbers that span a factor of 30 or more are on "
-        "logarithmic axes; `not set` are settings that its method does not have. MACs and accuracy are the trial's "
-        "own cut's; another of its curve may be on the front.",
+        'logarithmic axes; "not set" are settings that its method does not have. MACs and accuracy are of the trial\'s '
+        "own cut; another of its curve may be on the front.",
     ),
     "importances": (
         "What mattered",

@@ -1,7 +1,7 @@
 """Colours of all pictures: those of Okabe and Ito (2008), told apart by colour-blind readers; shapes differ as well.
 
-They are those of light pages. A dark page puts the colours of DARK in their places, by their values (`templates/plots.js`): no
-colour that is to stay may equal one of them.
+They are those of light pages. A dark page puts the colours of DARK in their places, by their values (`templates/plots.js`):
+no colour that is to stay may equal one of them.
 """
 
 from typing import Any

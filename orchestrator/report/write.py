@@ -1,12 +1,15 @@
-"""What `rankfront report` does: read the directory, draw, write the page and the pictures."""
+"""What `rankfront report` and `rankfront compare` write: pages, and pictures as files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.report.compare import Comparison
+from orchestrator.report.figures_compare import courses_figure, fronts_figure
 from orchestrator.report.images import write_images
-from orchestrator.report.page import report_page
-from orchestrator.report.pictures import pictures
+from orchestrator.report.page import comparison_page, report_page
+from orchestrator.report.pictures import TEXTS, Picture, pictures
 from orchestrator.report.settings import study_trials
-from orchestrator.report.sweep import read_sweep
+from orchestrator.report.sweep import Sweep, read_sweep
 
 
 def write_report(directory: Path, output: Path, png: Path | None = None) -> list[Path]:
@@ -23,3 +26,15 @@ def write_report(directory: Path, output: Path, png: Path | None = None) -> list
     if png is not None:
         written += write_images({each.key: each.figure for each in drawn if each.figure is not None}, png)
     return written
+
+
+def write_comparison(sweeps: Sequence[Sweep], comparison: Comparison, output: Path) -> None:
+    """Write the page of a comparison to the file `output`."""
+    names = [score.label for score in comparison.sweeps]
+    figures = {
+        "fronts": fronts_figure(sweeps, names, comparison.reference_macs),
+        "courses": courses_figure(sweeps, names),
+    }
+    drawn = [Picture(key, *TEXTS[key], figure, "") for key, figure in figures.items()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(comparison_page(comparison, drawn), encoding="utf-8")
