@@ -49,7 +49,7 @@ def courses_figure(sweeps: Sequence[Sweep], labels: Sequence[str]) -> go.Figure:
             name=label,
             line={"color": colour, "dash": dash, "shape": "hv"},
             marker={"symbol": symbol, "size": 5, "color": colour},
-            hovertemplate=f"{label}<br>%{{x:.4g}} core-s: %{{y:.4f}}<extra></extra>",
+            hovertemplate="%{x:.4g} core-s: %{y:.4f}<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(xaxis=axis("CPU time of all runs (core-s)", rangemode="tozero"), yaxis=axis("hypervolume"))
     return figure

@@ -118,8 +118,8 @@ def _orthogonality(trained: Sequence[History]) -> "go.Figure | str":
 TEXTS = {
     "fronts": (
         "The fronts",
-        "Each sweep's front of the search, thin, by scores after a short recovery, and after fine-tuning, thick: on validation "
-        "data.",
+        "Each sweep's front of the search, thin, by scores after a short recovery, and after fine-tuning, thick. All on "
+        "validation data.",
     ),
     "courses": (
         "Hypervolume",

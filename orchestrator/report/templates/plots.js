@@ -4,7 +4,7 @@
 const plots = (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const colours = JSON.parse(document.getElementById("theme").textContent);
-  const drawn = new Map(); // element -> number of traces of the figure itself
+  const drawn = new Map(); // element -> the shapes of the figure itself
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   const MARK = "rgba(230, 159, 0, 0.55)";
   let chosen = [];
@@ -20,9 +20,11 @@ const plots = (() => {
 
   function draw(element) {
     const figure = figureOf(element);
-    Plotly.react(element, [...figure.data, ...marks(element.dataset.figure, figure.data)], figure.layout, config);
+    const shapes = figure.layout.shapes || [];
+    figure.layout.shapes = [...shapes, ...marks(element.dataset.figure, figure.data)];
+    Plotly.react(element, figure.data, figure.layout, config);
     if (!drawn.has(element)) element.on("plotly_click", (event) => choose(event.points[0]));
-    drawn.set(element, figure.data.length);
+    drawn.set(element, shapes);
   }
 
   function choose(point) {
@@ -35,26 +37,24 @@ const plots = (() => {
     if (!["front", "latency", "settings", "training", "orthogonality"].includes(key)) return [];
     for (const name of chosen) {
       for (const trace of [...traces].reverse()) {
-        if (!trace.customdata) continue;
-        const rows = trace.customdata.flatMap((each, i) => (each && each[0] === name ? [i] : []));
-        if (rows.length) return [mark(rows.map((i) => trace.x[i]), rows.map((i) => trace.y[i]))];
+        const rows = (trace.customdata || []).flatMap((each, i) => (each && each[0] === name ? [i] : []));
+        if (rows.length) return [mark(rows.map((i) => [trace.x[i], trace.y[i]]))];
       }
     }
     return [];
   }
 
-  function mark(x, y) {
-    const ring = { symbol: "circle-open", size: 17, color: MARK, line: { width: 3 } };
-    return { x, y, type: "scatter", mode: x.length > 1 ? "lines" : "markers", line: { color: MARK, width: 9 }, marker: ring,
-      hoverinfo: "skip", showlegend: false };
+  // a shape, not a trace: plotly then leaves tens of thousands of points as they are
+  function mark(points) {
+    if (points.length > 1) return { type: "path", path: `M${points.map(([x, y]) => `${x},${y}`).join("L")}`, line: { color: MARK, width: 9 } };
+    const [[x, y]] = points;
+    const ring = { xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y, x0: -9, x1: 9, y0: -9, y1: 9 };
+    return { type: "circle", ...ring, line: { color: MARK, width: 5 } };
   }
 
   function show(names) {
     chosen = names;
-    for (const [element, count] of drawn) {
-      const own = element.data.slice(0, count);
-      Plotly.react(element, [...own, ...marks(element.dataset.figure, own)], element.layout, config);
-    }
+    for (const [element, shapes] of drawn) Plotly.relayout(element, { shapes: [...shapes, ...marks(element.dataset.figure, element.data)] });
   }
 
   const elements = [...document.querySelectorAll(".plot")];
@@ -66,10 +66,10 @@ const plots = (() => {
       }
     }
   }, { rootMargin: "400px" });
-  elements.forEach((element) => watcher.observe(element));
   dark.addEventListener("change", () => [...drawn.keys()].forEach(draw));
   addEventListener("beforeprint", () => elements.filter((element) => !drawn.has(element)).forEach(draw));
-  return { show, onChoose: (call) => { listener = call; } };
+  const start = () => elements.forEach((element) => watcher.observe(element)); // once plotly is there
+  return { start, show, onChoose: (call) => { listener = call; } };
 })();
 
 for (const block of document.querySelectorAll("pre.copy")) {
