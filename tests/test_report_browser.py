@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from orchestrator.report.images import write_images
 from orchestrator.report.pictures import pictures
@@ -38,8 +39,6 @@ def page_file(folder):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as driver:
         launched = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
@@ -77,21 +76,21 @@ def drawn(page, key):
     page.wait_for_selector(f"#{key} .main-svg")
 
 
+PLACE = """([key, name]) => {
+    const plot = document.querySelector(`#${key} .plot`), { xaxis, yaxis } = plot._fullLayout;
+    for (const trace of [...plot.data].reverse()) {
+        const i = (trace.customdata || []).findIndex((row) => row && row[0] === name);
+        if (i < 0) continue;
+        const box = plot.getBoundingClientRect();
+        return [box.left + xaxis._offset + xaxis.d2p(trace.x[i]), box.top + yaxis._offset + yaxis.d2p(trace.y[i])];
+    }
+}"""
+
+
 def click_point(page, key, name):
     """Click where the picture shows a run."""
     drawn(page, key)
-    place = page.evaluate(
-        """([key, name]) => {
-            const plot = document.querySelector(`#${key} .plot`), layout = plot._fullLayout;
-            for (const trace of [...plot.data].reverse()) {
-                const i = (trace.customdata || []).findIndex((row) => row && row[0] === name);
-                if (i < 0) continue;
-                const box = plot.getBoundingClientRect();
-                return [box.left + layout.xaxis._offset + layout.xaxis.d2p(trace.x[i]), box.top + layout.yaxis._offset + layout.yaxis.d2p(trace.y[i])];
-            }
-        }""",
-        [key, name],
-    )
+    place = page.evaluate(PLACE, [key, name])
     page.mouse.move(*place)
     page.wait_for_selector(f"#{key} .hoverlayer .hovertext")
     page.mouse.click(*place)
@@ -180,9 +179,7 @@ def test_sorting_puts_what_is_not_known_last(open_page):
     values = [float(value) for value in column(page, "macs")]
     assert values == sorted(values)
     page.locator("#scroll").evaluate("(element) => { element.scrollTop = element.scrollHeight; }")
-    page.wait_for_function(
-        "document.querySelector('#table tbody tr:nth-last-child(2) td:nth-child(2)').textContent === 'failed'"
-    )
+    expect(page.locator("#table tbody tr[data-name]").last).to_contain_text("failed")
     assert column(page, "macs")[-1] == ""
 
 
@@ -213,8 +210,8 @@ def test_text_is_readable_in_both_themes(open_page, scheme):
     style = "(element, key) => getComputedStyle(element)[key]"
     paper = luminance(page.locator("body").evaluate(style, "backgroundColor"))
     assert (paper < 0.05) == (scheme == "dark")
-    places = {"h1": "color", ".hint >> nth=0": "color", "#table td >> nth=1": "color", "#front .xtitle": "fill", "#front .legendtext >> nth=0": "fill"}  # fmt: skip
-    for place, key in places.items():
+    places = [("h1", "color"), (".hint >> nth=0", "color"), ("#table td >> nth=1", "color"), ("#front .xtitle", "fill")]
+    for place, key in [*places, ("#front .legendtext >> nth=0", "fill")]:
         ink = luminance(page.locator(place).evaluate(style, key))
         contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
         assert contrast >= 4.5, (place, contrast)
@@ -223,11 +220,11 @@ def test_text_is_readable_in_both_themes(open_page, scheme):
 def test_pictures_follow_a_change_of_theme_and_keep_the_mark(open_page, folder):
     page = open_page(f"#{read_sweep(folder).series.finalists[0].name}", color_scheme="light")
     drawn(page, "front")
-    background = "document.querySelector('#front .plot').layout.paper_bgcolor"
     shapes = "document.querySelector('#front .plot').layout.shapes.length"
-    light, count = page.evaluate(background), page.evaluate(shapes)
+    background = "(element) => getComputedStyle(element).backgroundColor"
+    light, count = page.locator("#front .main-svg").first.evaluate(background), page.evaluate(shapes)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{background} !== '{light}'")
+    expect(page.locator("#front .main-svg").first).not_to_have_css("background-color", light)
     assert page.evaluate(shapes) == count
 
 
@@ -235,7 +232,7 @@ def test_commands_can_be_copied(open_page):
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     page.locator("article summary").first.click()
     page.locator("article pre button").first.click()
-    page.wait_for_function("document.querySelector('article pre button').textContent === 'copied'")
+    expect(page.locator("article pre button").first).to_have_text("copied")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("from trainers import load_model")
     assert not copied.endswith("copy")
