@@ -13,7 +13,14 @@ from orchestrator.config import FinetuneConfig
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.report.progress import Progress
-from orchestrator.report.series import FrontSeries, lowest_of_interest, short_name, spread_out
+from orchestrator.report.series import (
+    FrontSeries,
+    all_points,
+    hidden_cuts,
+    short_name,
+    spread_out,
+    visible_accuracies,
+)
 from orchestrator.report.style import COLOURS, GREY, INK, PAPER, axis, layout
 
 _X_LIMIT = 105.0  # percent of the dense network's MACs
@@ -38,7 +45,7 @@ def front_figure(series: FrontSeries, finetune: FinetuneConfig) -> go.Figure:
 
 def latency_figure(series: FrontSeries, finetune: FinetuneConfig) -> go.Figure:
     """Accuracy (%) against measured latency (ms): the same points as the front's, those that have been timed."""
-    timed = [record for record in _shown(series) if latency_ms(record) is not None]
+    timed = [record for record in all_points(series) if latency_ms(record) is not None]
     highest = max((latency_ms(record) or 0.0 for record in timed), default=1.0) * 1.08
     figure = go.Figure(layout=layout(height=500, margin={"t": 96}, hovermode="closest"))
     _draw(figure, series, latency_ms, "%{x:.3g} ms, %{customdata[1]:,} MACs")
@@ -55,7 +62,7 @@ def latency_ms(record: RunRecord) -> float | None:
 
 def has_latency(series: FrontSeries) -> bool:
     """Whether any point of a sweep's picture has been timed."""
-    return any(latency_ms(record) is not None for record in _shown(series))
+    return any(latency_ms(record) is not None for record in all_points(series))
 
 
 def macs_percent(record: RunRecord) -> float | None:
@@ -132,32 +139,15 @@ def _points(records: Sequence[RunRecord | None], cost: Cost) -> dict[str, Any]:
     }
 
 
-def _shown(series: FrontSeries) -> list[RunRecord]:
-    cuts = [cut for curve in series.curves for cut in curve]
-    return [*cuts, *series.stopped, *series.finalists, *([series.dense] if series.dense else [])]
-
-
 def _accuracy_axis(series: FrontSeries, finetune: FinetuneConfig) -> dict[str, Any]:
     low, high = visible_accuracies(series, finetune)
     return axis("validation accuracy (%)", range=[low, high])
 
 
-def visible_accuracies(series: FrontSeries, finetune: FinetuneConfig) -> tuple[float, float]:
-    """Return the range (%) of the axis of accuracy: from what could still be picked to the best."""
-    shown = [100 * (accuracy_of(record) or 0) for record in _shown(series)]
-    if not shown:
-        return 0.0, 100.0
-    highest, lowest = max(shown), 100 * lowest_of_interest(series, finetune)
-    margin = max(1.0, 0.05 * (highest - lowest))
-    return max(0.0, lowest - margin), min(highest + margin, 101.0)
-
-
 def _count_hidden(figure: go.Figure, series: FrontSeries) -> None:
-    low = figure.layout.yaxis.range[0]
-    cuts = [record for record in _shown(series) if record.stage == "trial"]
-    hidden = sum(100 * (accuracy_of(cut) or 0) < low for cut in cuts)
+    hidden, total = hidden_cuts(series, figure.layout.yaxis.range[0])
     if hidden:
-        text = f"{hidden} of {len(cuts)} cuts lie lower"
+        text = f"{hidden} of {total} cuts lie lower"
         figure.add_annotation(text=text, x=1, y=0, xref="paper", yref="paper", xanchor="right", yanchor="bottom", showarrow=False, font={"size": 11, "color": GREY})  # fmt: skip  # noqa: E501
 
 

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.report.compare import share_of
-from orchestrator.report.figures import visible_accuracies
 from orchestrator.report.progress import search_progress
+from orchestrator.report.series import visible_accuracies
 from orchestrator.report.style import PAPER, SERIES, axis, layout
 from orchestrator.report.sweep import Sweep
 
