@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Format(StrEnum):
-    """How a front is printed."""
+    """How a front, or a comparison of fronts, is printed."""
 
     TABLE = "table"
     JSON = "json"
@@ -173,7 +173,7 @@ def report(
 def compare(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Output directories of sweeps.")],
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with the fronts.")] = None,
-    form: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="What to print.")] = "table",
+    format_: Annotated[Format, typer.Option("--format", help="csv: one line a sweep.")] = Format.TABLE,
 ) -> None:
     """Compare sweeps: fronts, hypervolumes by one reference point, cost, accuracies within the same budgets."""
     from orchestrator.report.compare import compare_sweeps, read_sweeps
@@ -181,7 +181,7 @@ def compare(
 
     sweeps = read_sweeps(directories)
     comparison = compare_sweeps(sweeps)
-    print_comparison(comparison, form, Console())
+    print_comparison(comparison, format_.value, Console())
     for text in comparison.warnings:
         print(f"Warning: {text}", file=sys.stderr)
     if output is not None:

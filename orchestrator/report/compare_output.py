@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -14,11 +13,9 @@ from rich.text import Text
 from orchestrator.report.compare import Comparison, SweepScore
 from orchestrator.report.page import count, duration
 
-Format = Literal["table", "json", "csv"]
 
-
-def print_comparison(comparison: Comparison, form: Format, console: Console) -> None:
-    """Print a comparison; its warnings are in the JSON alone."""
+def print_comparison(comparison: Comparison, form: str, console: Console) -> None:
+    """Print a comparison as "table", "json" or "csv"; its warnings are in the JSON alone."""
     if form == "json":
         console.file.write(json.dumps(comparison.as_json(), indent=2) + "\n")
     elif form == "csv":

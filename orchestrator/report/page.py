@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from optuna.trial import FrozenTrial
 
-from orchestrator.objectives import accuracy_of, front_hypervolume
+from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.report.compare import Comparison
 from orchestrator.report.pictures import Picture
@@ -24,9 +24,12 @@ from orchestrator.report.sweep import Sweep
 
 @dataclass(frozen=True)
 class Pick:
-    """A finalist as the page shows it; `rerun` is None where the study does not have the trial's parameters."""
+    """A finalist as the page shows it; `names` are those of `picks.pick`; `rerun` is None where the study does not have the
+    trial's parameters.
+    """
 
     record: RunRecord
+    names: Sequence[str]
     before: float | None
     load: str
     rerun: str | None
@@ -43,9 +46,9 @@ def report_page(sweep: Sweep, study: Sequence[FrozenTrial], pictures: Sequence[P
         sweep=sweep,
         series=series,
         states={state: sum(trial.state == state for trial in trials) for state in ("COMPLETE", "PRUNED", "FAIL")},
-        best=best_pick(series.finalists),
+        best=sweep.front.picks["best"] if series.finalists else None,
         best_cut=max((accuracy_of(cut) or 0.0 for cut in series.front), default=None),
-        hypervolume=front_hypervolume([cut for curve in series.curves for cut in curve]),
+        hypervolume=sweep.front.hypervolume,
         wall_s=wall_s(sweep.records),
         core_s=core_s(sweep.records),
         picks=[_pick(sweep, study, record) for record in series.finalists],
@@ -86,11 +89,6 @@ def embedded(text: str) -> Markup:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704  # made harmless right above
-
-
-def best_pick(finalists: Sequence[RunRecord]) -> RunRecord | None:
-    """Return the finalist with the best validation accuracy, of equal ones that with the fewest MACs."""
-    return max(finalists, key=lambda record: (record.val_accuracy or 0.0, -(record.macs or 0)), default=None)
 
 
 def wall_s(records: Sequence[RunRecord]) -> float:
@@ -142,4 +140,4 @@ def _pick(sweep: Sweep, study: Sequence[FrozenTrial], record: RunRecord) -> Pick
         rerun = (
             f"rankfront sweep {shlex.quote((sweep.directory / 'config.yaml').as_posix())} {overrides} --output {output}"
         )
-    return Pick(record, accuracy_of(before), load, rerun)
+    return Pick(record, sweep.front.picked_as(record.name), accuracy_of(before), load, rerun)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import SweepConfig, load_config
+from orchestrator.front import SweepFront, sweep_front
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, read_records
 from orchestrator.report.series import FrontSeries, front_series
@@ -15,7 +16,9 @@ from trainers.errors import SweepError
 
 @dataclass(frozen=True)
 class Sweep:
-    """What stands in an output directory. `directory` is spelled as the user gave it; `identity` is sweep.json."""
+    """What stands in an output directory. `directory` is spelled as the user gave it; `identity` is sweep.json,
+    `environment` what `provenance.environment` found; both are empty where the file is not there.
+    """
 
     directory: Path
     paths: SweepPaths
@@ -23,11 +26,17 @@ class Sweep:
     records: list[RunRecord]
     layers: list[dict[str, Any]]
     identity: dict[str, Any]
+    environment: dict[str, Any]
 
     @cached_property
     def series(self) -> FrontSeries:
         """What the picture of its front shows."""
         return front_series(self.records, self.config.finetune, self.config.search.constraints)
+
+    @cached_property
+    def front(self) -> SweepFront:
+        """What `rankfront front` prints."""
+        return sweep_front(self.records, self.config.finetune, self.config.search.constraints)
 
     @cached_property
     def by_name(self) -> dict[str, RunRecord]:
@@ -51,7 +60,9 @@ def read_sweep(directory: Path) -> Sweep:
         raise SweepError(
             f"at least one run must have ended, but none of the sweep in {directory} has; wait for the first"
         )
-    return Sweep(directory, paths, config, records, _json(paths.layers, []), _json(paths.state, {}))
+    return Sweep(
+        directory, paths, config, records, _json(paths.layers, []), _json(paths.state, {}), _json(paths.environment, {})
+    )
 
 
 def _json(path: Path, missing: Any) -> Any:

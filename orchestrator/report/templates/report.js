@@ -139,7 +139,7 @@
     if (row[at.latency_ms] !== null) facts.push(["latency", `${row[at.latency_ms]} ms`]);
     const hidden = new Set(["settings", "ranks", "error"]);
     if (row[at.owner] !== row[at.name]) ["val_accuracy", "val_loss", "rank_ratio", "score"].forEach((key) => hidden.add(key)); // the trial's own cut's
-    for (const [key, value] of Object.entries(run)) if (!hidden.has(key)) facts.push([key.replaceAll("_", " "), value]);
+    for (const [key, value] of Object.entries(run)) if (!hidden.has(key) && value !== "") facts.push([key.replaceAll("_", " "), value]);
     const parts = [element("h2", { textContent: row[at.name] }), list(facts)];
     const settings = data.settings.map((key) => [key, setting(row, key)]).filter(([, value]) => value !== null);
     if (settings.length) parts.push(element("h3", { textContent: "Settings" }), list(settings));
