@@ -6,7 +6,6 @@ Each way can be taken again on a study that goes on, whenever it was cut off: wh
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.choices import check_points, contains, offered
@@ -24,7 +21,7 @@ from orchestrator.constraints import violations
 from orchestrator.curves import CurvePoint
 from orchestrator.pareto import Points, non_dominated
 from orchestrator.paths import SweepPaths
-from orchestrator.study import ADDED, CURVE, DIRECTIONS, MACS_RATIO, PARAMS_RATIO, constraints_of, run_name
+from orchestrator.study import ADDED, CURVE, MACS_RATIO, PARAMS_RATIO, constraints_of, recorded_trials, run_name
 from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -196,16 +193,8 @@ def _earlier_trials(directory: str) -> tuple[str, list[FrozenTrial]]:
     """Return the name and the complete trials of the sweep in `directory`, of which nothing is changed."""
     journal = SweepPaths(Path(directory).expanduser().absolute()).study
     try:
-        content = journal.read_bytes()
-        with tempfile.TemporaryDirectory() as folder:  # a copy: the sweep may be writing its last line right now
-            copy = Path(folder) / journal.name
-            copy.write_bytes(content[: content.rfind(b"\n") + 1])
-            storage = JournalStorage(JournalFileBackend(str(copy)))
-            study = optuna.load_study(study_name=None, storage=storage)
-            if tuple(study.directions) != DIRECTIONS:
-                raise ValueError(f"its objectives are {[direction.name for direction in study.directions]}")
-            found = study.study_name, study.get_trials(states=(TrialState.COMPLETE,))
+        name, trials = recorded_trials(journal)
     except Exception as error:  # Optuna raises what it meets in a damaged file
         rule = "must be the output directory of an earlier sweep"
         raise ConfigError([("search.warm_start", f"{rule}, but {journal} is not readable: {error}")]) from error
-    return found
+    return name, [trial for trial in trials if trial.state == TrialState.COMPLETE]

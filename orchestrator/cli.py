@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Format(StrEnum):
-    """How a front is printed."""
+    """How a front, or a comparison of fronts, is printed."""
 
     TABLE = "table"
     JSON = "json"
@@ -154,6 +154,40 @@ def sync(directory: _Dir) -> None:
     print(f"{found.waiting - found.left} of {found.waiting} records sent to {found.store}")
     if found.left:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    directory: _Dir,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="The page [default: DIR/report.html].")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also write each picture as PNG.")] = None,
+) -> None:
+    """Write a sweep's report, finished or running: one HTML file with its pictures, its table and where it comes from."""
+    from orchestrator.report.write import write_report
+
+    for path in write_report(directory, output or directory / "report.html", png):
+        print(path)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Output directories of sweeps.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with the fronts.")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="csv: one line a sweep.")] = Format.TABLE,
+) -> None:
+    """Compare sweeps: fronts, hypervolumes by one reference point, cost, accuracies within the same budgets."""
+    from orchestrator.report.compare import compare_sweeps, read_sweeps
+    from orchestrator.report.compare_output import print_comparison
+
+    sweeps = read_sweeps(directories)
+    comparison = compare_sweeps(sweeps)
+    print_comparison(comparison, format_.value, Console())
+    for text in comparison.warnings:
+        print(f"Warning: {text}", file=sys.stderr)
+    if output is not None:
+        from orchestrator.report.write import write_comparison
+
+        write_comparison(sweeps, comparison, output)
 
 
 @app.command()

@@ -8,6 +8,8 @@ import numpy as np
 from orchestrator.pareto import Points, hypervolume, non_dominated
 from orchestrator.records import RunRecord
 
+REFERENCE = np.array([0.0, 1.0])  # accuracy 0, MACs of the dense network
+
 
 def objectives(records: list[RunRecord]) -> Points:
     """Return the two objectives of each run, both to be minimised: (-accuracy, macs_ratio); NaN where missing."""
@@ -34,4 +36,4 @@ def front_of(records: list[RunRecord]) -> list[RunRecord]:
 
 def front_hypervolume(records: list[RunRecord]) -> float:
     """Return the area between the front and (accuracy 0, MACs of the dense network), as a fraction of 1."""
-    return hypervolume(objectives(records), np.array([0.0, 1.0]))
+    return hypervolume(objectives(records), REFERENCE)

@@ -8,6 +8,7 @@ added without a run of their own (`orchestrator.added_trials`) carry the attribu
 import logging
 import math
 import os
+import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,21 @@ def open_study(
     if constraints is not None and constraints != constraints_of(study):
         study.set_user_attr(_CONSTRAINTS, asdict(constraints))
     return study
+
+
+def recorded_trials(journal: Path) -> tuple[str, list[FrozenTrial]]:
+    """Return the name and all trials of the study in a journal, of which nothing is changed.
+
+    Optuna raises what it meets in a damaged file; ValueError where the objectives are not those of a sweep.
+    """
+    content = journal.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:  # a copy: the sweep may be writing its last line right now
+        copy = Path(folder) / journal.name
+        copy.write_bytes(content[: content.rfind(b"\n") + 1])
+        study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(copy))))
+        if tuple(study.directions) != DIRECTIONS:
+            raise ValueError(f"its objectives are {[direction.name for direction in study.directions]}")
+        return study.study_name, study.get_trials(deepcopy=False)
 
 
 def drop_torn_line(journal: Path) -> None:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config import ConstraintsConfig, FinetuneConfig
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
-from orchestrator.report.series import FrontSeries, front_series, lowest_of_interest, short_name, spread_out
+from orchestrator.report.series import (
+    FrontSeries,
+    all_points,
+    front_series,
+    hidden_cuts,
+    short_name,
+    spread_out,
+    visible_accuracies,
+)
 from orchestrator.report.style import COLOURS, GREY
 
 if TYPE_CHECKING:
@@ -45,8 +53,11 @@ def front_png(
 
 
 def _draw(axes: "Axes", series: FrontSeries) -> None:
-    for curve in series.curves:
-        axes.plot(*_xy(curve), color=GREY, linewidth=0.6, alpha=0.35, zorder=1)
+    from matplotlib.collections import LineCollection
+
+    lines = LineCollection([list(zip(*_xy(curve), strict=True)) for curve in series.curves], linewidths=0.6)
+    lines.set(color=GREY, alpha=min(0.35, max(0.03, 12 / (1 + len(series.curves)))), zorder=1)  # thousands: a haze
+    axes.add_collection(lines, autolim=False)
     _points(axes, series.stopped, "stopped early", marker="x", color=GREY, s=22, alpha=0.7, linewidths=1)
     _points(
         axes, series.trials, "trials, with their curves", marker="o", color=COLOURS["sky"], s=9, alpha=0.8, linewidths=0
@@ -69,18 +80,14 @@ def _limits(axes: "Axes", series: FrontSeries, finetune: FinetuneConfig) -> None
     axes.set_xlim(0, _X_LIMIT)
     axes.grid(color=GREY, alpha=0.2, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    shown = [*series.trials, *series.stopped, *series.finalists]
-    if not shown:
+    if not all_points(series):
         axes.text(0.5, 0.5, "no trial has finished yet", ha="center", va="center", transform=axes.transAxes)
         return
-    highest = 100 * max(accuracy_of(record) or 0 for record in shown)
-    lowest = 100 * lowest_of_interest(series, finetune)
-    margin = max(1.0, 0.05 * (highest - lowest))
-    axes.set_ylim(max(0.0, lowest - margin), min(highest + margin, 101.0))
-    cuts = [*series.stopped, *(cut for curve in series.curves for cut in curve)]
-    hidden = sum(100 * (accuracy_of(cut) or 0) < lowest - margin for cut in cuts)
+    low, high = visible_accuracies(series, finetune)
+    axes.set_ylim(low, high)
+    hidden, total = hidden_cuts(series, low)
     if hidden:
-        text = f"{hidden} of {len(cuts)} cuts lie lower"
+        text = f"{hidden} of {total} cuts lie lower"
         axes.text(0.99, 0.02, text, ha="right", color="#555555", fontsize=8, transform=axes.transAxes)
 
 

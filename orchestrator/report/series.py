@@ -77,6 +77,28 @@ def lowest_of_interest(series: FrontSeries, finetune: FinetuneConfig) -> float:
     return min((accuracy_of(record) or 0.0 for record in shown), default=0.0)
 
 
+def all_points(series: FrontSeries) -> list[RunRecord]:
+    """Return every point of the picture once: all cuts, stopped trials, finalists and the dense baseline."""
+    cuts = [cut for curve in series.curves for cut in curve]
+    return [*cuts, *series.stopped, *series.finalists, *([series.dense] if series.dense else [])]
+
+
+def visible_accuracies(series: FrontSeries, finetune: FinetuneConfig) -> tuple[float, float]:
+    """Return the range (%) of the axis of accuracy: from what could still be picked to the best, with a margin."""
+    shown = [100 * (accuracy_of(record) or 0) for record in all_points(series)]
+    if not shown:
+        return 0.0, 100.0
+    highest, lowest = max(shown), 100 * lowest_of_interest(series, finetune)
+    margin = max(1.0, 0.05 * (highest - lowest))
+    return max(0.0, lowest - margin), min(highest + margin, 101.0)
+
+
+def hidden_cuts(series: FrontSeries, low: float) -> tuple[int, int]:
+    """Return how many cuts have an accuracy below `low` (%), and how many cuts there are."""
+    cuts = [record for record in all_points(series) if record.stage == "trial"]
+    return sum(100 * (accuracy_of(cut) or 0) < low for cut in cuts), len(cuts)
+
+
 def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Return positions for labels: as near to `places` (ascending) as possible, `gap` apart, within [low, high].
 

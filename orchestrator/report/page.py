@@ -1,0 +1,143 @@
+"""Pages, of a sweep and of a comparison: one HTML file that holds all it needs, and asks the network for nothing."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import plotly.offline
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from optuna.trial import FrozenTrial
+
+from orchestrator.objectives import accuracy_of
+from orchestrator.records import RunRecord
+from orchestrator.report.compare import Comparison
+from orchestrator.report.pictures import Picture
+from orchestrator.report.rows import table_data
+from orchestrator.report.settings import parameters_of
+from orchestrator.report.style import DARK
+from orchestrator.report.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A finalist as the page shows it; `names` are those of `picks.pick`; `rerun` is None where the study does not have the
+    trial's parameters.
+    """
+
+    record: RunRecord
+    names: Sequence[str]
+    before: float | None
+    load: str
+    rerun: str | None
+
+
+def report_page(sweep: Sweep, study: Sequence[FrozenTrial], pictures: Sequence[Picture]) -> str:
+    """Return the page; `study` holds the trials of the sweep's Optuna study. It is meant for a browser, opened as a file."""
+    series = sweep.series
+    trials = sweep.trials
+    return page(
+        "report.html",
+        pictures,
+        title=sweep.config.name,
+        sweep=sweep,
+        series=series,
+        states={state: sum(trial.state == state for trial in trials) for state in ("COMPLETE", "PRUNED", "FAIL")},
+        best=sweep.front.picks["best"] if series.finalists else None,
+        best_cut=max((accuracy_of(cut) or 0.0 for cut in series.front), default=None),
+        hypervolume=sweep.front.hypervolume,
+        wall_s=wall_s(sweep.records),
+        core_s=core_s(sweep.records),
+        picks=[_pick(sweep, study, record) for record in series.finalists],
+        config_text=sweep.paths.config.read_text(),
+        versions={name: version(name) for name in ("rankfront", "plotly", "optuna", "torch")},
+        table=embedded(json.dumps(table_data(sweep), separators=(",", ":"), allow_nan=False)),
+    )
+
+
+def comparison_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
+    """Return the page of a comparison of sweeps."""
+    return page("compare.html", pictures, comparison=comparison)
+
+
+def page(template: str, pictures: Sequence[Picture], **values: Any) -> str:
+    """Fill a template of this package; every value is escaped, except Markup. plotly.js, scripts and styles are put in."""
+    loader = PackageLoader("orchestrator.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "duration": duration, "count": count}
+
+    def source(name: str) -> Markup:
+        return Markup(loader.get_source(environment, name)[0])  # noqa: S704  # the package's own file
+
+    return environment.get_template(template).render(
+        source=source,
+        plotly_js=Markup(plotly.offline.get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704  # plotly's own
+        theme=embedded(json.dumps(DARK)),
+        pictures=pictures,
+        figures={each.key: embedded(each.figure.to_json()) for each in pictures if each.figure is not None},
+        **values,
+    )
+
+
+def embedded(text: str) -> Markup:
+    """Return JSON as it may stand in a <script> element: no content can end it, or open a comment."""
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704  # made harmless right above
+
+
+def wall_s(records: Sequence[RunRecord]) -> float:
+    """Return the seconds from the start of the first run to the end of the last, pauses included."""
+    ended = [record for record in records if record.ended_at_s is not None]
+    if not ended:
+        return 0.0
+    begin = min((record.ended_at_s or 0) - (record.duration_s or 0) for record in ended)
+    return max(record.ended_at_s or 0 for record in ended) - begin
+
+
+def core_s(records: Sequence[RunRecord]) -> float:
+    """Return the CPU time of all runs, in seconds."""
+    return sum(record.cpu_s or 0.0 for record in records)
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Return a fraction of 1 in percent, a dash for None."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"  # noqa: RUF001  # an en dash
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: 48 s, 12.5 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def count(value: float | None) -> str:
+    """Return a count with its unit: 903.8 k, 40.55 M; a dash for None."""
+    if value is None:
+        return "–"  # noqa: RUF001  # an en dash
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:g}"
+
+
+def _pick(sweep: Sweep, study: Sequence[FrozenTrial], record: RunRecord) -> Pick:
+    before = sweep.series.before[record.name]
+    model = (sweep.directory / "runs" / record.name / "model.pt").as_posix()
+    load = f"from trainers import load_model\n\nmodel = load_model({model!r}).model  # loads on the CPU"
+    parameters = parameters_of(study, record)
+    rerun = None
+    if parameters is not None:
+        settings = [f"search.first_points=[{json.dumps(dict(parameters))}]", "search.num_trials=1"]
+        overrides = " ".join(f"--set {shlex.quote(each)}" for each in settings)
+        output = shlex.quote(f"{sweep.directory.as_posix().rstrip('/')}-{record.trial_number:04d}")
+        rerun = (
+            f"rankfront sweep {shlex.quote((sweep.directory / 'config.yaml').as_posix())} {overrides} --output {output}"
+        )
+    return Pick(record, sweep.front.picked_as(record.name), accuracy_of(before), load, rerun)
