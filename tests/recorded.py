@@ -8,6 +8,7 @@ from orchestrator.jobs import DENSE_JOB, finetune_job, run_job, stage_one_of, tr
 from orchestrator.ledger import Ledger
 from orchestrator.output import read_state, write_state
 from orchestrator.paths import SweepPaths
+from orchestrator.publish import publish
 from orchestrator.tracking.spool import PARENT
 from orchestrator.tracking.target import tracking_target
 from orchestrator.tracking.tracker import Tracker
@@ -46,8 +47,7 @@ def record_sweep(config, output, choices):
     picks = pick_finalists(ledger.records("trial"), config.finetune, config.search.constraints)
     for job in [DENSE_JOB, *map(finetune_job, picks)]:
         train(job, test)
-    tracker.flush(60)
-    ledger.save()
+    publish(ledger, config, paths, tracker)
     tracker.end_run(PARENT, "FINISHED")
     tracker.close()
     assert json.loads(paths.state.read_text())["tracking_uri"]

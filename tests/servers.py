@@ -122,9 +122,9 @@ def quietly(command, cwd):
 
 
 @contextmanager
-def mlflow_server(store, folder, password=None):
+def mlflow_server(store, folder, password=None, port=None):
     """An MLflow server with its artifacts in `folder`; yields its address. A password is asked of the user `admin`."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -1,16 +1,12 @@
 """An MLflow server that goes away: nothing stops, nothing is lost, all is there once it is back."""
 
 import os
-import signal
-import socket
 import subprocess
-import sys
 import time
-import urllib.request
-from contextlib import contextmanager
 
 import pytest
 from mlflow import MlflowClient
+from servers import free_port, mlflow_server
 from test_cli import CONFIG, RANKFRONT
 
 from orchestrator.paths import SweepPaths
@@ -23,39 +19,14 @@ LIMIT_S = 240
 
 
 class Server:
-    """A real MLflow server on SQLite, in a process group of its own, at an address that it keeps."""
+    """An MLflow server on SQLite that comes back at its address with all that it had."""
 
     def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder, self._port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
 
-    @contextmanager
     def running(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.folder / "server.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        try:
-            self._wait(process)
-            yield self
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
-
-    def _wait(self, process):
-        for _ in range(600):
-            assert process.poll() is None, (self.folder / "server.log").read_text()
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError((self.folder / "server.log").read_text())
+        return mlflow_server(f"sqlite:///{self._folder}/server.db", self._folder, port=self._port)
 
 
 @pytest.fixture
