@@ -234,7 +234,7 @@ def test_commands_can_be_copied(open_page):
     page.locator("article pre button").first.click()
     expect(page.locator("article pre button").first).to_have_text("copied")
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied.startswith("from trainers import load_model")
+    assert "from trainers import load_model" in copied
     assert not copied.endswith("copy")
 
 

@@ -48,7 +48,7 @@ def test_every_finalist_is_there_with_its_pictures(reported):
 
 def test_the_model_is_loaded_as_the_page_says(reported):
     sweep, page = reported
-    found = commands(page, "from trainers import load_model")
+    found = commands(page, "from pathlib import Path\n\nfrom trainers import load_model")
     assert len(found) == len(sweep.series.finalists)
     space = {}
     exec(found[0], space)

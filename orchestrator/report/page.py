@@ -130,7 +130,10 @@ def count(value: float | None) -> str:
 def _pick(sweep: Sweep, study: Sequence[FrozenTrial], record: RunRecord) -> Pick:
     before = sweep.series.before[record.name]
     model = (sweep.directory / "runs" / record.name / "model.pt").as_posix()
-    load = f"from trainers import load_model\n\nmodel = load_model({model!r}).model  # loads on the CPU"
+    load = (
+        "from pathlib import Path\n\nfrom trainers import load_model\n\n"
+        f"model = load_model(Path({model!r})).model  # on the CPU"
+    )
     parameters = parameters_of(study, record)
     rerun = None
     if parameters is not None:
