@@ -68,7 +68,8 @@ def sweep(
         print(f"\nStopped. Go on with:\n  {command}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     console.print(front_tables(front))
-    print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt\nMLflow   rankfront ui {folder}")
+    print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt")
+    print(f"Report   {folder}/report.html\nMLflow   rankfront ui {folder}")
 
 
 @app.command()

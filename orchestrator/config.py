@@ -172,9 +172,12 @@ class ResourcesConfig(Section):
 
 @dataclass(frozen=True)
 class TrackingConfig(Section):
-    """What MLflow is given beside runs. `log_models`: each finalist as a model that can be loaded and served."""
+    """What MLflow is given beside runs. `log_models`: each finalist as a model that can be loaded and served.
+    `log_report`: the report of a finished sweep, which is also written into the output directory.
+    """
 
     log_models: bool = True
+    log_report: bool = True
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class SweepPaths:
         return self.root / "front.png"
 
     @property
+    def report(self) -> Path:
+        """The page that `rankfront report` writes."""
+        return self.root / "report.html"
+
+    @property
     def stage_one_store(self) -> Path:
         """Networks of stage 1 by what they depend on, beside the sweep: other sweeps in the same folder share them."""
         return self.root.parent / ".stage1"

@@ -26,7 +26,7 @@ from orchestrator.output import claimed, flat_settings, read_state, require_ours
 from orchestrator.paths import SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
 from orchestrator.provenance import environment, environment_tags
-from orchestrator.publish import publish
+from orchestrator.publish import publish, publish_report
 from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord, read_records
 from orchestrator.tracking.spool import PARENT
@@ -87,6 +87,8 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         ledger.interrupted()
         close_running(study, {record.name: record for record in ledger.records("trial")})
         front = publish(ledger, config, paths, tracker)
+        if status == "FINISHED" and config.tracking.log_report:
+            publish_report(paths, tracker)
         tracker.end_run(PARENT, status)
         tracker.close()
     return front

@@ -1,6 +1,7 @@
 """What a sweep has found so far, for its readers: the front, the flat table, the picture, and the parent run in MLflow."""
 
 import json
+import logging
 from typing import TYPE_CHECKING
 
 from orchestrator.config import SweepConfig
@@ -19,6 +20,7 @@ from trainers.atomic import atomic_file
 if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
 
+_log = logging.getLogger(__name__)
 _FLUSH_S = 30.0
 
 
@@ -51,6 +53,18 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
         if path.exists():
             tracker.log_artifact(PARENT, path)
     return front
+
+
+def publish_report(paths: SweepPaths, tracker: "Tracker") -> None:
+    """Write the report of a finished sweep into its directory, and store it with the parent run."""
+    from orchestrator.report.write import write_report
+
+    try:
+        write_report(paths.root, paths.report)
+    except Exception as error:  # noqa: BLE001  # a sweep of days does not fail for a page that can be made again
+        _log.warning("the report was not written: %s; try `rankfront report %s`", error, paths.root)
+    else:
+        tracker.log_artifact(PARENT, paths.report)
 
 
 def _tag(front: SweepFront, records: list[RunRecord], paths: SweepPaths, tracker: "Tracker") -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -9,7 +10,7 @@ import pytest
 import torch
 from sweeps import run
 
-from orchestrator.config import FinetuneConfig, SchedulerConfig, SearchConfig, SweepConfig
+from orchestrator.config import FinetuneConfig, SchedulerConfig, SearchConfig, SweepConfig, TrackingConfig
 from orchestrator.front import SweepFront
 from orchestrator.ray_session import prepare_environment
 from trainers.config import CurveConfig, DataConfig, ModelConfig, TrainingConfig
@@ -59,6 +60,7 @@ def small_sweep() -> SweepConfig:
         curve=CurveConfig(num_points=3, recovery_steps=2),
         scheduler=SchedulerConfig("none"),
         finetune=FinetuneConfig(num_models=2, epochs=1),
+        tracking=TrackingConfig(log_models=False, log_report=False),  # seconds each; `finished` has both
     )
 
 
@@ -66,6 +68,6 @@ def small_sweep() -> SweepConfig:
 def finished(
     tmp_path_factory: pytest.TempPathFactory, ray_cluster: None, small_sweep: SweepConfig
 ) -> tuple[Path, SweepConfig, SweepFront]:
-    """A finished sweep: its output directory and what it returned."""
+    """A finished sweep, with models and report in MLflow: its output directory, configuration and what it returned."""
     output = tmp_path_factory.mktemp("finished") / "sweep"
-    return output, small_sweep, run(small_sweep, output)
+    return output, small_sweep, run(replace(small_sweep, tracking=TrackingConfig()), output)

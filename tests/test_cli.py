@@ -24,6 +24,7 @@ training: {batch_size: 64, pretrain_epochs: 2, epochs: 30, learning_rate: 2.0e-3
 search: {num_trials: 4, max_concurrent: 2}
 scheduler: {name: none}
 finetune: {num_models: 2, epochs: 2}
+tracking: {log_models: false, log_report: false}
 """
 LIMIT_S = 240
 

@@ -97,6 +97,7 @@ class TestFinishedSweep:
             "front.json",
             "layers.json",
             "points.parquet",
+            "report.html",
             "results.parquet",
         } <= {item.path for item in client.list_artifacts(parent_id)}
         for name, record in records.items():
