@@ -152,6 +152,7 @@ class TestSettings:
         assert make_axis("energy", [0.0, 5, 10]).places == [0, 0.5, 1]
         assert make_axis("rule", ["b", "a", None, True]).ticks == [(1 / 6, "True"), (0.5, "a"), (5 / 6, "b")]
         assert make_axis("one", [3, 3]).places == [0, 0]
+        assert make_axis("count", [2, 3, 3]).ticks == [(0, "2"), (1, "3")]
         assert make_axis("none", [None, float("nan")]).places == [ABSENT, ABSENT]
 
     def test_only_settings_that_differ_have_one(self):

@@ -150,6 +150,16 @@ def test_stage_one_is_shown_at_full_rank(sweep):
     assert {"stage 1, channel", "0002"} <= names
 
 
+def test_a_trial_that_went_on_from_another_comes_from_its_stage_one(sweep):
+    """`search.continuation`."""
+    records = [replace(r, source="trial-0000") if r.name == "trial-0002" else r for r in sweep.records]
+    continued = replace(sweep, records=records)
+    before = {spectrum.name for spectrum in spectra(continued) if spectrum.role == "stage 1"}
+    assert before == {"pretrain-channel", "pretrain-spatial"}
+    found = {history.name: history for history in histories(continued)}
+    assert found["finetune-0002"].stages == [("pretrain", 1), ("trial", 3), ("trial", 5), ("finetune", 7)]
+
+
 def test_a_finished_sweep_has_every_picture_but_latency(sweep):
     drawn = {each.key: each for each in pictures(sweep, [])}
     assert [key for key, each in drawn.items() if each.figure is None] == ["importances"]  # it has no study

@@ -97,7 +97,7 @@ def importance_figure(found: Importances) -> go.Figure:
 
 
 def _wrapped(name: str) -> str:
-    return name.replace("_", "<br>", 1) if len(name) > 12 else name
+    return name.replace("_", "<br>") if len(name) > 8 else name
 
 
 def _short(text: str) -> str:

@@ -14,7 +14,7 @@ _SCALE = 2  # pixels of the file for one of the figure: 300 dpi at 17 cm
 
 
 def write_images(figures: Mapping[str, "go.Figure"], folder: Path) -> list[Path]:
-    """Write each figure to `folder/<key>.png`, 2000 pixels wide; returns the files.
+    """Write each figure to `folder/<key>.png`, 2000 pixels wide or what it needs; returns the files.
 
     Raises SweepError where kaleido is not installed, or finds no Chrome.
     """
@@ -26,7 +26,8 @@ def write_images(figures: Mapping[str, "go.Figure"], folder: Path) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{key}.png" for key in figures]
     try:
-        plotly.io.write_images(list(figures.values()), files, width=_WIDTH, scale=_SCALE)
+        widths = [max(_WIDTH, figure.layout.meta["min_width"]) for figure in figures.values()]
+        plotly.io.write_images(list(figures.values()), files, width=widths, scale=_SCALE)
     except RuntimeError as error:  # plotly's word for kaleido's ChromeNotFoundError
         if not isinstance(error.__context__, ChromeNotFoundError):
             raise

@@ -137,15 +137,21 @@ def spectra(sweep: Sweep) -> list[Spectrum]:
     found: list[Spectrum] = []
     starts: dict[tuple[str, str], None] = {}
     for record in finalists:
-        trial = sweep.by_name.get(record.source or "")
         decomposition = record.decomposition or "channel"
-        if trial is not None and trial.source is not None:
-            starts[trial.source, decomposition] = None
+        start = _stage_one(sweep, record)
+        if start is not None:
+            starts[start.name, decomposition] = None
         found += _spectra_of(sweep, record.name, "finalist", decomposition, layers)
     before: list[Spectrum] = []
     for name, decomposition in starts:
         before += _spectra_of(sweep, name, "stage 1", decomposition, layers)
     return [*before, *found]
+
+
+def _stage_one(sweep: Sweep, record: RunRecord) -> RunRecord | None:
+    """The run of stage 1 that a run comes from: through one trial, or several that went on from each other."""
+    source = sweep.by_name.get(record.source or "")
+    return source if source is None or source.stage == "pretrain" else _stage_one(sweep, source)
 
 
 def _spectra_of(sweep: Sweep, name: str, role: Any, decomposition: Any, layers: Sequence[str]) -> list[Spectrum]:

@@ -85,7 +85,9 @@ def make_axis(name: str, values: Sequence[Any]) -> Axis:
     def value_at(part: float) -> float:
         return math.exp(low + part * span) if log else low + part * span
 
-    ticks = [(part, f"{value_at(part):.3g}") for part in ((0.0, 0.5, 1.0) if high > low else (0.0,))]
+    whole = not log and all(isinstance(value, int) for value in present)
+    parts = [0.0] if high == low else [0.0, 1.0] if whole and (low + high) % 2 else [0.0, 0.5, 1.0]
+    ticks = [(part, f"{value_at(part):.3g}") for part in parts]
     placed = [place(value) if value is not None and math.isfinite(value) else ABSENT for value in values]
     return Axis(name, placed, ticks)
 
