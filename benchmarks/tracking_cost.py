@@ -30,6 +30,7 @@ training: {batch_size: 32, pretrain_epochs: 10, epochs: 20, learning_rate: 2.0e-
 search: {num_trials: 8, max_concurrent: 2}
 scheduler: {name: none}
 finetune: {num_models: 2, epochs: 5}
+tracking: {log_models: false, log_report: false}
 """
 
 

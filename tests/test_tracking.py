@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from mlflow import MlflowClient
+from servers import postgres
 
 from orchestrator.tracking.spool import PARENT, Event, Spool
 from orchestrator.tracking.target import TrackingTarget, redacted, tracking_target
@@ -167,9 +168,18 @@ def test_a_damaged_position_is_one_clear_error(tmp_path):
         Spool(tmp_path)
 
 
-def test_sweeps_that_share_a_store_lose_nothing(tmp_path, caplog):
-    """Four drivers write to one SQLite file at once."""
-    target = TrackingTarget(f"sqlite:///{tmp_path}/mlflow.db", "shared", (tmp_path / "artifacts").as_uri())
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+def shared_store(request, tmp_path):
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/mlflow.db"
+    else:
+        with postgres() as uri:
+            yield uri
+
+
+def test_sweeps_that_share_a_store_lose_nothing(shared_store, tmp_path, caplog):
+    """Four drivers write to one database at once."""
+    target = TrackingTarget(shared_store, "shared", (tmp_path / "artifacts").as_uri())
     trackers = []
     for number in range(4):
         (tmp_path / str(number)).mkdir()
