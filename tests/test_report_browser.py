@@ -255,3 +255,21 @@ def test_a_missing_chrome_or_kaleido_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kaleido.errors", None)
     with pytest.raises(SweepError, match=r"pip install 'rankfront\[png\]'"):
         write_images(figures, tmp_path)
+
+
+def test_it_works_inside_a_sandboxed_frame_as_mlflow_shows_artifacts(browser, page_file, tmp_path):
+    (tmp_path / "outer.html").write_text(
+        "<!doctype html><iframe sandbox='allow-scripts' width=1200 height=2500></iframe>"
+    )
+    page = browser.new_page(viewport={"width": 1300, "height": 2600})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "outer.html").as_uri())
+    page.locator("iframe").evaluate("(frame, text) => { frame.srcdoc = text; }", page_file.read_text())
+    inner = page.frame_locator("iframe")
+    inner.locator("#table tbody tr[data-name]").nth(2).click()
+    name = inner.locator("#table tr[aria-selected=true]").get_attribute("data-name")
+    expect(inner.locator("#details h2")).to_have_text(name)
+    expect(inner.locator("#front .main-svg").first).to_be_visible()
+    assert errors == []
+    page.close()

@@ -65,10 +65,14 @@ const plots = (() => {
         draw(entry.target);
       }
     }
-  }, { rootMargin: "400px" });
+  }, { rootMargin: "200px" });
   dark.addEventListener("change", () => [...drawn.keys()].forEach(draw));
   addEventListener("beforeprint", () => elements.filter((element) => !drawn.has(element)).forEach(draw));
-  const start = () => elements.forEach((element) => watcher.observe(element)); // once plotly is there
+  // plotly's code runs after the first paint: the text and the table do not wait for it
+  const start = () => requestAnimationFrame(() => setTimeout(() => {
+    document.head.append(Object.assign(document.createElement("script"), { textContent: document.getElementById("plotly").textContent }));
+    elements.forEach((element) => watcher.observe(element));
+  }));
   return { start, show, onChoose: (call) => { listener = call; } };
 })();
 

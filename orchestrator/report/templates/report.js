@@ -124,7 +124,9 @@
     drawRows();
     showDetails(row);
     plots.show([name, row[at.owner], data.runs[row[at.owner]].source].filter(Boolean));
-    history.replaceState(null, "", `#${encodeURIComponent(name)}`);
+    try {
+      history.replaceState(null, "", `#${encodeURIComponent(name)}`);
+    } catch { /* a page inside another, as MLflow shows artifacts, may have no address of its own */ }
   }
 
   function showDetails(row) {
