@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.paths import SweepPaths
 from orchestrator.picks import PickName, pick
 from orchestrator.records import RunRecord, read_records
+from orchestrator.terminal import count, percent, plain_table
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _search_table(front: SweepFront) -> Table:
     table = _table(f"Front before fine-tuning (hypervolume {front.hypervolume:.4f})")
     for point in front.front:
         table.add_row(
-            _named(point, front), *_costs(point), _percent(point.val_accuracy if point.score is None else point.score)
+            _named(point, front), *_costs(point), percent(point.val_accuracy if point.score is None else point.score)
         )
     return table
 
@@ -133,14 +133,14 @@ def _finalist_table(front: SweepFront) -> Table:
         table.add_row(
             _named(point, front),
             *_costs(point),
-            _percent(point.val_accuracy),
-            _percent(accuracy_of(before) if before else None),
-            _percent(point.test_accuracy),
+            percent(point.val_accuracy),
+            percent(accuracy_of(before) if before else None),
+            percent(point.test_accuracy),
             _difference(point.test_accuracy, dense_test),
         )
     if front.dense is not None:
         table.add_section()
-        table.add_row("dense", *_costs(front.dense), _percent(front.dense.val_accuracy), "", _percent(dense_test), "")
+        table.add_row("dense", *_costs(front.dense), percent(front.dense.val_accuracy), "", percent(dense_test), "")
     return table
 
 
@@ -153,15 +153,7 @@ def _named(point: FrontPoint, front: SweepFront) -> Text:
 
 
 def _table(title: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("run", no_wrap=True)
+    table = plain_table(title, "run")
     for heading in ("MACs", "MACs\ncut %", "params\ncut %", "val\n%"):
         table.add_column(heading, justify="right", no_wrap=True)
     return table
@@ -169,22 +161,10 @@ def _table(title: str) -> Table:
 
 def _costs(point: FrontPoint) -> tuple[str, str, str]:
     return (
-        _count(point.macs),
-        _percent(1 - point.macs_ratio),
-        _percent(1 - point.params_ratio),
+        count(point.macs),
+        percent(1 - point.macs_ratio),
+        percent(1 - point.params_ratio),
     )
-
-
-def _count(value: int) -> str:
-    """A count in three digits or more, with its unit: 903.8 k, 40.55 M."""
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
-            return f"{value / size:.4g} {unit}"
-    return str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
 
 
 def _difference(value: float | None, base: float | None) -> str:

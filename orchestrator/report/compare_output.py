@@ -5,13 +5,13 @@ import io
 import json
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.compare import Comparison, SweepScore
 from orchestrator.report.page import count, duration
+from orchestrator.terminal import percent, plain_table
 
 
 def print_comparison(comparison: Comparison, form: str, console: Console) -> None:
@@ -34,45 +34,28 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
 
 
 def _cost_table(sweeps: Sequence[SweepScore]) -> Table:
-    table = _table("Hypervolume and cost")
+    table = plain_table("Hypervolume and cost", "sweep")
     for heading in ("trials", "CPU time", "hypervolume\nsearch", "hypervolume\nfine-tuned", "dense\ntest %"):
         table.add_column(heading, justify="right")
     for score in sweeps:
         tuned = "" if score.finetuned_hypervolume is None else f"{score.finetuned_hypervolume:.4f}"
         volumes = f"{score.search_hypervolume:.4f}", tuned
         table.add_row(
-            score.label, str(score.num_trials), duration(score.core_s), *volumes, _percent(score.dense_test_accuracy)
+            score.label, str(score.num_trials), duration(score.core_s), *volumes, percent(score.dense_test_accuracy)
         )
     return table
 
 
 def _budget_table(sweeps: Sequence[SweepScore]) -> Table:
-    table = _table("Best accuracy (%) within a budget of MACs")
+    table = plain_table("Best accuracy (%) within a budget of MACs", "sweep")
     table.add_column("of", no_wrap=True)
     for reached in sweeps[0].reached:
         table.add_column(f"{100 * reached.budget:g} %", justify="right")
     for score in sweeps:
-        table.add_row(score.label, "search", *(_percent(reached.score) for reached in score.reached))
+        table.add_row(score.label, "search", *(percent(reached.score) for reached in score.reached))
         if score.finetuned_hypervolume is not None:
-            table.add_row("", "tuned, test", *(_percent(reached.test_accuracy) for reached in score.reached))
+            table.add_row("", "tuned, test", *(percent(reached.test_accuracy) for reached in score.reached))
     return table
-
-
-def _table(title: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("sweep", no_wrap=True)
-    return table
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
 
 
 def _csv(comparison: Comparison) -> str:

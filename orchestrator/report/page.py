@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from optuna.trial import FrozenTrial
 
+from orchestrator import terminal
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.report.compare import Comparison
@@ -119,12 +120,7 @@ def duration(seconds: float) -> str:
 
 def count(value: float | None) -> str:
     """Return a count with its unit: 903.8 k, 40.55 M; a dash for None."""
-    if value is None:
-        return "–"  # noqa: RUF001  # an en dash
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
-            return f"{value / size:.4g} {unit}"
-    return f"{value:g}"
+    return "–" if value is None else terminal.count(value)  # noqa: RUF001  # an en dash
 
 
 def _pick(sweep: Sweep, study: Sequence[FrozenTrial], record: RunRecord) -> Pick:

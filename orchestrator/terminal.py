@@ -1,0 +1,31 @@
+"""How tables and numbers look on a terminal."""
+
+from rich import box
+from rich.table import Table
+
+
+def plain_table(title: str, first_column: str) -> Table:
+    """Return a table with a title on the left, few lines, and one column so far."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column(first_column, no_wrap=True)
+    return table
+
+
+def count(value: float) -> str:
+    """Return a count in three digits or more, with its unit: 903.8 k, 40.55 M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:g}"
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction of 1 in percent with two decimals; empty for None."""
+    return "" if value is None else f"{100 * value:.2f}"
