@@ -155,6 +155,8 @@ class _LedgerCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         stopped = not (trial.last_result or {}).get("finished", False)
         self._background.submit(self._end, trial, self._errors.pop(trial.trial_id, None), stopped=stopped)
+        for statistics in (trial.metric_analysis, trial.metric_n_steps):  # of the times and counts that Tune adds
+            statistics.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = trial.get_pickled_error() or "no reason given"
