@@ -58,5 +58,5 @@ class Background:
         if self._executor is not None:
             self._executor.shutdown()
             sys.setswitchinterval(self._switch_s)
-        if error is None:
-            self._raise_failure()
+        if self._failed is not None and (error is None or isinstance(error, Exception)):
+            raise self._failed from error  # Tune wraps what its callbacks raise

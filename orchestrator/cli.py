@@ -224,10 +224,10 @@ def ui(
         print(f"The sweep is recorded at {server}")
         return
     port = port or (OPTUNA_PORT if optuna else MLFLOW_PORT)
-    command = (optuna_command if optuna else mlflow_command)(paths, port)
+    command, needed = (optuna_command if optuna else mlflow_command)(paths, port)
     print(f"{'optuna-dashboard' if optuna else 'MLflow'} at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **os.environ}
-    os.execvpe(command[0], command, environment)  # noqa: S606  # a fixed command, its values checked above
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    os.execvpe(command[0], command, {**quiet, **os.environ, **needed})  # noqa: S606  # a fixed command, its values checked above
 
 
 def main() -> None:

@@ -134,7 +134,7 @@ class Ledger:
 
     def interrupted(self) -> None:
         """The sweep stops here: open runs are marked as killed; the next start takes them up again."""
-        for name in self._open:
+        for name in list(self._open):
             self._tracker.end_run(name, "KILLED")
 
     def snapshot(self) -> Snapshot:

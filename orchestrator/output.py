@@ -105,12 +105,12 @@ def _fixed_settings(config: SweepConfig) -> dict[str, object]:
 
 
 def read_state(paths: SweepPaths) -> dict[str, str]:
-    """Return the sweep's identity, a new one where there is none: "sweep_id" and "tracking_uri"."""
+    """Return the sweep's identity, a new one where there is none: "sweep_id" and "store", the key of its MLflow store."""
     try:
         if not paths.state.exists():
-            return {"sweep_id": uuid.uuid4().hex, "tracking_uri": ""}
+            return {"sweep_id": uuid.uuid4().hex, "store": ""}
         state: dict[str, str] = json.loads(paths.state.read_text())
-        return {key: state[key] for key in ("sweep_id", "tracking_uri")}
+        return {key: state[key] for key in ("sweep_id", "store")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepError(f"{paths.state} must be readable JSON, but: {error}; use another --output") from error
 

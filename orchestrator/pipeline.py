@@ -69,28 +69,31 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     status = "FAILED"
     ledger = Ledger(config, paths, tracker, records)
     try:
-        write_state(paths, {**state, "tracking_uri": target.shown})
-        write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
-        _describe(config, paths, plan, tracker)
-        view = SweepView(console, config, len(plan.starts))
-        with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
-            _run_stages(config, paths, plan, ledger, study)
-        if config.tracking.log_models:
-            records = ledger.records()
-            front = sweep_front(records, config.finetune, config.search.constraints)
-            log_finalists(front, records, paths, plan.data, tracker)
+        with _terminate_as_interrupt():
+            write_state(paths, {**state, "store": target.key})
+            write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
+            _describe(config, paths, plan, tracker)
+            view = SweepView(console, config, len(plan.starts))
+            with ray_session(config.resources), view.showing(ledger):
+                _run_stages(config, paths, plan, ledger, study)
+            if config.tracking.log_models:
+                records = ledger.records()
+                front = sweep_front(records, config.finetune, config.search.constraints)
+                log_finalists(front, records, paths, plan.data, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         ledger.interrupted()
-        close_running(study, {record.name: record for record in ledger.records("trial")})
-        front = publish(ledger, config, paths, tracker)
-        if status == "FINISHED" and config.tracking.log_report:
-            publish_report(paths, tracker)
-        tracker.end_run(PARENT, status)
-        tracker.close()
+        tracker.end_run(PARENT, status)  # before all that can fail or take long: MLflow takes records of ended runs
+        try:
+            close_running(study, {record.name: record for record in ledger.records("trial")})
+            front = publish(ledger, config, paths, tracker)
+            if status == "FINISHED" and config.tracking.log_report:
+                publish_report(paths, tracker)
+        finally:
+            tracker.close()
     return front
 
 

@@ -34,6 +34,9 @@ def sync(paths: SweepPaths) -> SyncResult:
     with opened_tracker(paths) as tracker:
         waiting = tracker.waiting
         left = tracker.flush(PATIENCE_S)
+        if not left:  # a sweep that was killed could not say so
+            tracker.end_open_runs()
+            left = tracker.flush(PATIENCE_S)
         if paths.results.exists():
             records = read_records(paths.results)
             write_records(
@@ -61,10 +64,10 @@ def opened_tracker(paths: SweepPaths) -> "Iterator[Tracker]":
     with locked(paths):
         state = read_state(paths)
         target = tracking_target(load_config(paths.config).name, paths.mlflow_db, paths.mlflow_artifacts)
-        store = target.shown
-        if store != state["tracking_uri"]:
+        if target.key != state["store"]:
             raise SweepError(
-                f"MLFLOW_TRACKING_URI must be the sweep's store {state['tracking_uri']!r}, but is {store!r}; set it to that"
+                f"MLFLOW_TRACKING_URI must be the sweep's store {state['store']!r}, but is {target.key!r}; "
+                f"{'unset it' if state['store'] == 'mlflow.db' else 'set it to that'}"
             )
         tracker = Tracker(target, state["sweep_id"], paths.root, paths.tracking)
         try:

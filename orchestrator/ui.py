@@ -17,19 +17,20 @@ def mlflow_server() -> str | None:
     return redacted(uri) if uri.startswith("http") else None
 
 
-def mlflow_command(paths: SweepPaths, port: int) -> list[str]:
-    """Return the command that serves the sweep's MLflow store on this machine only.
+def mlflow_command(paths: SweepPaths, port: int) -> tuple[list[str], dict[str, str]]:
+    """Return the command that serves the sweep's MLflow store on this machine only, and what it needs in its environment:
+    the store's URI, whose password a command line would show to all.
 
     Raises SweepError where the directory holds no store.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.mlflow_db}"
     if uri.endswith(str(paths.mlflow_db)) and not paths.mlflow_db.exists():
         raise SweepError(f"{paths.root} must hold a sweep recorded in mlflow.db, but does not")
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    return [*server, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return command, {"MLFLOW_BACKEND_STORE_URI": uri}
 
 
-def optuna_command(paths: SweepPaths, port: int) -> list[str]:
+def optuna_command(paths: SweepPaths, port: int) -> tuple[list[str], dict[str, str]]:
     """Return the command that serves the sweep's study in optuna-dashboard, on this machine only: it asks for no password.
 
     Raises SweepError where the directory holds no study, or optuna-dashboard is not installed.
@@ -41,7 +42,7 @@ def optuna_command(paths: SweepPaths, port: int) -> list[str]:
             "optuna-dashboard must be installed for --optuna, but is not; pip install 'rankfront[dashboard]'"
         )
     server = [sys.executable, "-m", "optuna_dashboard._cli", str(paths.study), "--host", "127.0.0.1"]
-    return [*server, "--port", str(port), "--storage-class", "JournalFileStorage", "--server", "wsgiref"]
+    return [*server, "--port", str(port), "--storage-class", "JournalFileStorage", "--server", "wsgiref"], {}
 
 
 def ray_dashboard() -> str | None:

@@ -19,7 +19,7 @@ def open_tracker(config, paths):
     """The tracker of a sweep in `paths`, as the pipeline opens it."""
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     state = read_state(paths)
-    write_state(paths, {**state, "tracking_uri": target.shown})
+    write_state(paths, {**state, "store": target.key})
     return Tracker(target, state["sweep_id"], paths.root, paths.tracking)
 
 
@@ -50,5 +50,5 @@ def record_sweep(config, output, choices):
     publish(ledger, config, paths, tracker)
     tracker.end_run(PARENT, "FINISHED")
     tracker.close()
-    assert json.loads(paths.state.read_text())["tracking_uri"]
+    assert json.loads(paths.state.read_text())["store"]
     return ledger.records()

@@ -84,8 +84,8 @@ class TestFinishedSweep:
     def test_mlflow_has_the_same_runs_metrics_and_tags(self, finished):
         output, _, front = finished
         state = json.loads(SweepPaths(output).state.read_text())
-        client = MlflowClient(state["tracking_uri"])
-        assert state["tracking_uri"] == f"sqlite:///{output}/mlflow.db"
+        client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+        assert state["store"] == "mlflow.db"
         experiment = client.get_experiment_by_name("small")
         runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
         records = {record.name: record for record in read_records(SweepPaths(output).results)}

@@ -45,8 +45,7 @@ def test_a_sweep_over_methods_shares_stage_one_and_finetunes_with_a_teacher(smal
         assert rows[point.name]["test_top5_accuracy"] >= rows[point.name]["test_accuracy"] == point.test_accuracy
         saved = load_model(SweepPaths(output).run(point.name) / "model.pt")
         assert saved.config["distillation"]["weight"] == 0.5
-    state = json.loads(SweepPaths(output).state.read_text())
-    client = MlflowClient(state["tracking_uri"])
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("small").experiment_id], "tags.stage = 'trial'")
     assert {found.data.tags["method"] for found in runs} == {row["method"] for row in trials}
 
@@ -62,8 +61,7 @@ def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, 
     assert study_states(output) == [TrialState.FAIL, TrialState.COMPLETE] * 2
     assert {point.name for point in front.front} <= {"trial-0001", "trial-0003"}
     assert front.finalists
-    state = json.loads(SweepPaths(output).state.read_text())
-    client = MlflowClient(state["tracking_uri"])
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     failed = {record.name: record for record in read_records(SweepPaths(output).results)}["trial-0000"]
     found = client.get_run(failed.run_id)
     assert found.info.status == "FAILED"

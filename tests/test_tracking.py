@@ -61,17 +61,22 @@ def test_runs_are_children_of_the_sweep_with_flat_tags(target, tmp_path):
     assert [item.path for item in client.list_artifacts(parent.info.run_id)] == ["front.json"]
 
 
-def test_a_run_taken_up_again_is_the_same_run_and_repeated_epochs_are_stored_once(target, tmp_path):
+@pytest.mark.parametrize("ids_known", [True, False], ids=["ids known", "found by name"])
+def test_a_run_taken_up_again_is_the_same_run_and_repeated_epochs_are_stored_once(target, tmp_path, ids_known):
     first = opened(target, tmp_path)
-    first.start_run(PARENT, "sweep", {}, {})
+    first.start_run(PARENT, "sweep", {"search.num_trials": 2}, {})
     first.start_run("trial-0003", "trial", {"energy": 0.1}, {})
     first.log_metrics("trial-0003", {"val_accuracy": 0.5}, 1, 1000.5)
     first.end_run("trial-0003", "KILLED")
     closed(first, "KILLED")
-    (tmp_path / "tracking" / "runs.jsonl").unlink()  # the ids are not known any more: the runs are found by name
+    if not ids_known:
+        (tmp_path / "tracking" / "runs.jsonl").unlink()
 
     second = opened(target, tmp_path)
-    second.start_run(PARENT, "sweep", {"search.num_trials": 3}, {})
+    assert second.flush(30) == 0
+    second._thread.join(1.5)  # it has looked, and found nothing to send
+    second.start_run(PARENT, "sweep", {"search.num_trials": 3, "search.seed": 0}, {})
+    second.set_tags(PARENT, {"git_commit": "abc"})
     second.start_run("trial-0003", "trial", {"energy": 0.1}, {})
     second.log_metrics("trial-0003", {"val_accuracy": 0.5}, 1, 1000.5)
     second.log_metrics("trial-0003", {"val_accuracy": 0.6}, 2, 1001.5)
@@ -83,7 +88,10 @@ def test_a_run_taken_up_again_is_the_same_run_and_repeated_epochs_are_stored_onc
     history = client.get_metric_history(second.run_id("trial-0003"), "val_accuracy")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.6)]
     assert client.get_run(first.run_id(PARENT)).info.status == "FINISHED"
-    assert client.get_run(first.run_id(PARENT)).data.params == {"search.num_trials": "3"}
+    parent = client.get_run(first.run_id(PARENT)).data
+    assert parent.params == {"search.num_trials": "2", "search.seed": "0"}  # a param keeps its first value
+    assert parent.tags["git_commit"] == "abc"
+    assert not (tmp_path / "tracking" / "refused.jsonl").exists()
     assert len(client.search_runs(["1"])) == 2
 
 
@@ -125,10 +133,42 @@ def test_what_a_store_refuses_is_kept_aside_and_holds_nothing_up(target, tmp_pat
     for name in ("trial-0000", "trial-0001"):
         tracker.log_metrics(name, {"val_accuracy": 0.5}, 1, 1.0)
     closed(tracker)
-    assert "MLflow refuses 1 records of trial-0000" in caplog.text
+    assert "MLflow refuses a record of trial-0000 (metrics)" in caplog.text
     (line,) = (tmp_path / "tracking" / "refused.jsonl").read_text().splitlines()
     assert json.loads(line)["value"] == {"step": 1, "values": {"val_accuracy": 0.5}}
     assert MlflowClient(target.uri).get_run(tracker.run_id("trial-0001")).data.metrics == {"val_accuracy": 0.5}
+
+
+def test_a_file_that_is_gone_keeps_nothing_else_of_its_run_back(target, tmp_path):
+    tracker = opened(target, tmp_path)
+    tracker.start_run("trial-0000", "trial", {}, {})
+    tracker.log_artifact("trial-0000", tmp_path / "gone.json")
+    tracker.log_metrics("trial-0000", {"val_accuracy": 0.5}, 1, 1.0)
+    tracker.end_run("trial-0000", "FINISHED")
+    closed(tracker)
+    run = MlflowClient(target.uri).get_run(tracker.run_id("trial-0000"))
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"val_accuracy": 0.5})
+    (line,) = (tmp_path / "tracking" / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line)["value"] == {"path": "gone.json"}
+
+
+def test_what_a_killed_driver_left_open_is_found_open(target, tmp_path):
+    tracker = opened(target, tmp_path)
+    for name in (PARENT, "trial-0000", "trial-0001"):
+        tracker.start_run(name, "sweep" if name == PARENT else "trial", {}, {})
+    tracker.end_run("trial-0000", "FINISHED")
+    assert tracker.flush(30) == 0
+    tracker.end_open_runs()
+    tracker.close()
+    client = MlflowClient(target.uri)
+    statuses = {name: client.get_run(tracker.run_id(name)).info.status for name in (PARENT, "trial-0000", "trial-0001")}
+    assert statuses == {PARENT: "KILLED", "trial-0000": "FINISHED", "trial-0001": "KILLED"}
+
+
+def test_a_damaged_line_is_one_clear_error(tmp_path):
+    (tmp_path / "events.jsonl").write_text("nonsense\n")
+    with pytest.raises(SweepError, match="must be lines of JSON"):
+        Spool(tmp_path)
 
 
 def test_a_spool_gives_back_what_was_written_in_order_and_only_once(tmp_path):
@@ -223,3 +263,4 @@ def test_the_environment_names_store_and_experiment(monkeypatch, tmp_path):
 def test_a_uri_is_shown_without_its_credentials():
     assert redacted("postgresql+psycopg://me:secret@host:5432/db") == "postgresql+psycopg://host:5432/db"
     assert redacted("sqlite:////a/b@c/mlflow.db") == "sqlite:////a/b@c/mlflow.db"
+    assert redacted("postgresql://host/db?user=me&password=secret") == "postgresql://host/db"

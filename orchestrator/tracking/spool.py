@@ -48,6 +48,12 @@ class Spool:
         if content and not content.endswith(b"\n"):
             os.ftruncate(self._file, content.rfind(b"\n") + 1)
         self._offset = self._read_position()
+        try:
+            self.read()
+        except (ValueError, TypeError) as error:
+            raise SweepError(
+                f"{self._path} must be lines of JSON, but: {error}; mend or remove the line that is none"
+            ) from error
 
     def append(self, event: Event) -> None:
         """Add an event behind all others; raises OSError where the disk is full, and leaves no part of it."""

@@ -41,7 +41,7 @@ _REFUSALS = {"INVALID_PARAMETER_VALUE", "MALFORMED_REQUEST", "INVALID_STATE", "R
 
 def refused(error: Exception) -> bool:
     """Whether the store will never take this, however often it is sent: a deleted run, a value against its rules."""
-    return isinstance(error, FileNotFoundError) or (
+    return isinstance(error, FileNotFoundError | PermissionError) or (
         isinstance(error, MlflowException) and error.error_code in _REFUSALS
     )
 
@@ -64,7 +64,8 @@ class RunStore:
                 "or unset it to record in the output directory"
             ) from error
         self._ids = self._read_ids()
-        self._uncertain = True  # a run that is not in the file may have been created all the same
+        # whether no run can exist that is not in the file: its parent was created here, and no call has failed since
+        self._new = False
 
     def run_id(self, name: str) -> str:
         """Return the id of a run, "" as long as it has none."""
@@ -97,13 +98,16 @@ class RunStore:
                 self.client.set_terminated(self._known(name), status=value["status"], end_time=time_ms)
         self._flush(name, metrics, tags, artifacts)
 
-    def uncertain(self) -> None:
+    def failed(self) -> None:
         """A call has failed: what it was to do may have been done."""
-        self._uncertain = True
+        self._new = False
 
-    def certain(self) -> None:
-        """All that was ever sent is known to have arrived."""
-        self._uncertain = False
+    def open_runs(self) -> list[str]:
+        """Return the names of the runs that the store holds for running."""
+        names = {run_id: name for name, run_id in self._ids.items()}
+        query = f"tags.sweep_id = '{self._sweep_id}' AND attributes.status = 'RUNNING'"
+        found = self.client.search_runs([self._experiment_id], query)
+        return [names[run.info.run_id] for run in found if run.info.run_id in names]
 
     def _flush(self, name: str, metrics: list[Metric], tags: dict[str, str], artifacts: list[str]) -> None:
         if metrics or tags:
@@ -120,30 +124,35 @@ class RunStore:
     def _start(self, name: str, value: Mapping[str, Any], time_ms: int) -> None:
         if (run_id := self._ids.get(name)) is not None:
             self.client.update_run(run_id, status="RUNNING")
+            created = False
         else:
             tags = dict(value["tags"])
             if (source := value["source"]) is not None and self.run_id(source):
                 tags["source_run_id"] = self.run_id(source)
-            self._create(name, value["stage"], tags, time_ms)
-        self._log_params(self._ids[name], value["params"])
+            created = self._create(name, value["stage"], tags, time_ms)
+        self._log_params(self._ids[name], value["params"], created=created)
 
-    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+    def _log_params(self, run_id: str, params: Mapping[str, str], *, created: bool) -> None:
         """Record those that are new: MLflow's params never change, and a sweep that goes on with more trials has its
         sizes in the artifact config.yaml.
         """
-        known = self.client.get_run(run_id).data.params if self._uncertain else {}
+        known = {} if created else self.client.get_run(run_id).data.params
         new = [Param(key, value[:_MAX_PARAM_LENGTH]) for key, value in params.items() if key not in known]
         for start in range(0, len(new), _MAX_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + _MAX_PARAMS])
 
     def _known(self, name: str) -> str:
-        """Return the run's id; a run that began in another store gets a new one in this, without params."""
+        """Return the run's id; a run that was recorded in another store gets one in this that has ended, without params."""
         if name not in self._ids:
-            self._create(name, PARENT if name == PARENT else "unknown", {}, None)
+            created = self._create(name, PARENT if name == PARENT else "unknown", {}, None)
+            if created and name != PARENT:
+                self.client.set_terminated(self._ids[name])
         return self._ids[name]
 
-    def _create(self, name: str, stage: str, tags: Mapping[str, str], time_ms: int | None) -> None:
-        found = self._find(name) if self._uncertain else None
+    def _create(self, name: str, stage: str, tags: Mapping[str, str], time_ms: int | None) -> bool:
+        """Note the id of the run, which is created if the store has none of that name; returns whether it was."""
+        found = None if self._new else self._find(name)
+        created = found is None
         if found is None:
             shown = self._target.experiment if name == PARENT else name
             flat = {**tags, "sweep_id": self._sweep_id, "stage": stage, MLFLOW_SOURCE_NAME: "rankfront"}
@@ -151,10 +160,14 @@ class RunStore:
             if name != PARENT:
                 flat[MLFLOW_PARENT_RUN_ID] = self._known(PARENT)
             found = self.client.create_run(self._experiment_id, time_ms, flat, shown)
+            self._new = self._new or name == PARENT
+        else:
+            self.client.update_run(found.info.run_id, status="RUNNING")
         run_id = str(found.info.run_id)
         with self._ids_file.open("a") as file:
-            file.write(json.dumps({"run": name, "id": run_id, "store": self._target.shown}) + "\n")
+            file.write(json.dumps({"run": name, "id": run_id, "store": self._target.key}) + "\n")
         self._ids[name] = run_id
+        return created
 
     def _find(self, name: str) -> Run | None:
         which = "tags.stage = 'sweep'" if name == PARENT else f"tags.`{MLFLOW_RUN_NAME}` = '{name}'"
@@ -178,7 +191,7 @@ class RunStore:
             return {}
         try:
             lines = [json.loads(line) for line in self._ids_file.read_text().splitlines()]
-            return {line["run"]: line["id"] for line in lines if line["store"] == self._target.shown}
+            return {line["run"]: line["id"] for line in lines if line["store"] == self._target.key}
         except (ValueError, KeyError, TypeError) as error:
             raise SweepError(
                 f"{self._ids_file} must be lines of JSON, but: {error}; remove it, and the runs are searched for by name"

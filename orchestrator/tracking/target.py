@@ -8,11 +8,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 @dataclass(frozen=True)
 class TrackingTarget:
-    """MLflow's tracking URI, the experiment's name, and its artifact folder if the experiment is new."""
+    """MLflow's tracking URI, the experiment's name, and its artifact folder if the experiment is new.
+
+    `in_output`: the store is the default one, SQLite in the output directory.
+    """
 
     uri: str
     experiment: str
     artifacts: str | None = None
+    in_output: bool = False
+
+    @property
+    def key(self) -> str:
+        """What files name the store by: for the default one no path, since an output directory can be moved."""
+        return "mlflow.db" if self.in_output else self.shown
 
     @property
     def shown(self) -> str:
@@ -31,11 +40,14 @@ def tracking_target(name: str, database: Path, artifacts: Path) -> TrackingTarge
     return (
         TrackingTarget(uri, experiment)
         if uri
-        else TrackingTarget(f"sqlite:///{database}", experiment, artifacts.as_uri())
+        else TrackingTarget(f"sqlite:///{database}", experiment, artifacts.as_uri(), in_output=True)
     )
 
 
 def redacted(uri: str) -> str:
     """Return the URI without user name and password, to be shown and stored."""
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    secret = any(name in parts.query.lower() for name in ("password", "token", "secret"))
+    if "@" not in parts.netloc and not secret:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="" if secret else parts.query))

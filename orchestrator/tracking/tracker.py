@@ -81,6 +81,11 @@ class Tracker:
         """
         self._put(name, "model", {"path": str(folder.relative_to(self._root)), **facts}, time_s)
 
+    def end_open_runs(self) -> None:
+        """End as KILLED what the store holds for running, once everything else is delivered."""
+        for name in self._store.open_runs():
+            self.end_run(name, "KILLED")
+
     def flush(self, timeout_s: float) -> int:
         """Wait until all is delivered, at most so long and not for a store that fails; returns how many are left."""
         end = time.monotonic() + timeout_s
@@ -112,7 +117,7 @@ class Tracker:
                 left = self._deliver()
             except Exception as error:  # noqa: BLE001  # whatever the store raises, the sweep goes on and the records wait
                 left = True
-                self._store.uncertain()
+                self._store.failed()
                 self._failures += 1
                 if self._failures == 1:
                     why = self.target.reason(error)
@@ -131,24 +136,30 @@ class Tracker:
         """Send the next events, those of one run together; returns whether there may be more."""
         events, end = self._spool.read()
         if not events:
-            self._store.certain()
             return False
         by_run: dict[str, list[Event]] = {}
         for event in events:
             by_run.setdefault(event.run, []).append(event)
         for name, of_run in by_run.items():
-            try:
-                self._store.deliver(of_run)
-            except Exception as error:
-                if not refused(error):
-                    raise
-                self._refuse(name, of_run, error)
+            self._deliver_run(name, of_run)
         self._spool.delivered(end)
         return True
 
-    def _refuse(self, name: str, events: list[Event], error: Exception) -> None:
+    def _deliver_run(self, name: str, events: list[Event]) -> None:
+        """Send one run's events together; if the store refuses them, one by one, so that only the bad ones are kept back."""
+        try:
+            self._store.deliver(events)
+        except Exception as error:
+            if not refused(error):
+                raise
+            if len(events) == 1:
+                self._refuse(name, events[0], error)
+            else:
+                for event in events:
+                    self._deliver_run(name, [event])
+
+    def _refuse(self, name: str, event: Event, error: Exception) -> None:
         why = self.target.reason(error)
-        _log.warning("MLflow refuses %d records of %s, kept in %s: %s", len(events), name, self._refused_file, why)
+        _log.warning("MLflow refuses a record of %s (%s), kept in %s: %s", name, event.kind, self._refused_file, why)
         with self._refused_file.open("a") as file:
-            for event in events:
-                file.write(json.dumps({"why": why, "run": name, "kind": event.kind, "value": event.value}) + "\n")
+            file.write(json.dumps({"why": why, "run": name, "kind": event.kind, "value": event.value}) + "\n")
