@@ -1,13 +1,10 @@
 """Calls that run one after another beside the thread that hands them in: a worker's next trial must not wait for books."""
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-# the thread that hands calls in waits a switch for the interpreter after each of its own waits: 5 ms unless set
-_SWITCH_S = 5e-4
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -15,8 +12,7 @@ _T = TypeVar("_T")
 class Background:
     """Runs calls in the order in which they are handed in: on a thread of its own, or, with `threaded=False`, at once.
 
-    As a context manager it waits, at the end of the block, for all of them, and within the block threads hand the
-    interpreter over sooner. The first exception of a call is raised again
+    As a context manager it waits, at the end of the block, for all of them. The first exception of a call is raised again
     in the thread that hands calls in: by the next `submit`, or at the end; what was handed in after the failed one is not
     run.
     """
@@ -24,7 +20,6 @@ class Background:
     def __init__(self, *, threaded: bool = True) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="bookkeeping") if threaded else None
         self._failed: BaseException | None = None
-        self._switch_s = sys.getswitchinterval()
 
     def submit(self, call: "Callable[_P, _T]", *args: "_P.args", **kwargs: "_P.kwargs") -> "Future[_T]":
         """Hand a call in; the future has its result, or its exception."""
@@ -48,8 +43,6 @@ class Background:
             raise self._failed
 
     def __enter__(self) -> "Background":
-        if self._executor is not None:
-            sys.setswitchinterval(_SWITCH_S)
         return self
 
     def __exit__(
@@ -57,6 +50,5 @@ class Background:
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown()
-            sys.setswitchinterval(self._switch_s)
         if self._failed is not None and (error is None or isinstance(error, Exception)):
             raise self._failed from error  # Tune wraps what its callbacks raise

@@ -123,7 +123,13 @@ def tune_result(result: dict[str, Any]) -> dict[str, Any]:
     kilobytes a trial, in the driver, to the end.
     """
     seen: dict[str, Any] = {key: result[key] for key in ("epoch", "replayed", "finished") if key in result}
-    return {**seen, "points": rung_points(result), "report": [result]}
+    # "done" spares Tune the question whether there is more; a worker's next trial waits for the answer
+    return {
+        **seen,
+        "points": rung_points(result),
+        "report": [result],
+        "done": "finished" in result or "error" in result,
+    }
 
 
 class _LedgerCallback(tune.Callback):

@@ -29,8 +29,13 @@ def test_tune_finds_no_number_to_keep_statistics_of_but_the_epoch():
 
     told = tune_result({"epoch": 2, "metrics": METRICS, "curve": None, "replayed": False, "duration_s": 1.0})
     numbers = {key for key, value in flatten_dict(told).items() if isinstance(value, int | float)}
-    assert numbers == {"epoch", "replayed"}
+    assert numbers == {"epoch", "replayed", "done"}
     assert told["report"] == [{"epoch": 2, "metrics": METRICS, "curve": None, "replayed": False, "duration_s": 1.0}]
+
+
+@pytest.mark.parametrize(("result", "done"), [({}, False), ({"finished": True}, True), ({"error": "Traceback"}, True)])
+def test_the_last_result_says_so(result, done):
+    assert tune_result(result)["done"] is done
 
 
 class TestSweepScheduler:
