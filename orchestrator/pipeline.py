@@ -69,16 +69,17 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     status = "FAILED"
     ledger = Ledger(config, paths, tracker, records)
     try:
-        with _terminate_as_interrupt():
-            write_state(paths, {**state, "store": target.key})
-            write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
-            _describe(config, paths, plan, tracker)
-            view = SweepView(console, config, len(plan.starts))
-            with ray_session(config.resources), view.showing(ledger):
-                _run_stages(config, paths, plan, ledger, study)
-            if config.tracking.log_models:
-                records = ledger.records()
-                front = sweep_front(records, config.finetune, config.search.constraints)
+        write_state(paths, {**state, "store": target.key})
+        write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
+        _describe(config, paths, plan, tracker)
+        view = SweepView(console, config, len(plan.starts))
+        # in this order: Ray, as it starts, takes SIGTERM for itself
+        with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
+            _run_stages(config, paths, plan, ledger, study)
+        if config.tracking.log_models:
+            records = ledger.records()
+            front = sweep_front(records, config.finetune, config.search.constraints)
+            with _terminate_as_interrupt():
                 log_finalists(front, records, paths, plan.data, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
