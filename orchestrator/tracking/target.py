@@ -36,11 +36,12 @@ class TrackingTarget:
 def tracking_target(name: str, database: Path, artifacts: Path) -> TrackingTarget:
     """Return the target that the environment asks for, by default SQLite in the output directory."""
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    default = f"sqlite:///{database}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default
     return (
-        TrackingTarget(uri, experiment)
-        if uri
-        else TrackingTarget(f"sqlite:///{database}", experiment, artifacts.as_uri(), in_output=True)
+        TrackingTarget(uri, experiment, artifacts.as_uri(), in_output=True)
+        if uri == default
+        else TrackingTarget(uri, experiment)
     )
 
 
