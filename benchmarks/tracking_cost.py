@@ -3,7 +3,7 @@
 The same sweep with recording on and off (the spool and its delivery do nothing then), same seeds, in turns, on SQLite and on
 an MLflow server: core-seconds of the sweep's driver and workers, and how many calls the store got for how many reports.
 
-    python benchmarks/tracking_cost.py --rounds 5 --json FILE --markdown FILE
+    python benchmarks/tracking_cost.py --rounds 5 --json FILE
 """
 
 import argparse

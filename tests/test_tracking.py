@@ -165,6 +165,19 @@ def test_what_a_killed_driver_left_open_is_found_open(target, tmp_path):
     assert statuses == {PARENT: "KILLED", "trial-0000": "FINISHED", "trial-0001": "KILLED"}
 
 
+def test_a_late_record_of_a_run_that_is_found_by_name_leaves_it_ended(target, tmp_path):
+    first = opened(target, tmp_path)
+    first.start_run("trial-0000", "trial", {}, {})
+    first.end_run("trial-0000", "FINISHED")
+    closed(first)
+    (tmp_path / "tracking" / "runs.jsonl").unlink()
+    second = opened(target, tmp_path)
+    second.set_tags("trial-0000", {"pareto": "true"})
+    closed(second)
+    run = MlflowClient(target.uri).get_run(first.run_id("trial-0000"))
+    assert (run.info.status, run.data.tags["pareto"]) == ("FINISHED", "true")
+
+
 def test_a_damaged_line_is_one_clear_error(tmp_path):
     (tmp_path / "events.jsonl").write_text("nonsense\n")
     with pytest.raises(SweepError, match="must be lines of JSON"):

@@ -122,14 +122,14 @@ class RunStore:
         artifacts.clear()
 
     def _start(self, name: str, value: Mapping[str, Any], time_ms: int) -> None:
-        if (run_id := self._ids.get(name)) is not None:
-            self.client.update_run(run_id, status="RUNNING")
-            created = False
-        else:
+        created = False
+        if name not in self._ids:
             tags = dict(value["tags"])
             if (source := value["source"]) is not None and self.run_id(source):
                 tags["source_run_id"] = self.run_id(source)
             created = self._create(name, value["stage"], tags, time_ms)
+        if not created:
+            self.client.update_run(self._ids[name], status="RUNNING")
         self._log_params(self._ids[name], value["params"], created=created)
 
     def _log_params(self, run_id: str, params: Mapping[str, str], *, created: bool) -> None:
@@ -161,8 +161,6 @@ class RunStore:
                 flat[MLFLOW_PARENT_RUN_ID] = self._known(PARENT)
             found = self.client.create_run(self._experiment_id, time_ms, flat, shown)
             self._new = self._new or name == PARENT
-        else:
-            self.client.update_run(found.info.run_id, status="RUNNING")
         run_id = str(found.info.run_id)
         with self._ids_file.open("a") as file:
             file.write(json.dumps({"run": name, "id": run_id, "store": self._target.key}) + "\n")
