@@ -164,9 +164,10 @@ def report(
     png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also write each picture as PNG.")] = None,
 ) -> None:
     """Write a sweep's report, finished or running: one HTML file with its pictures, its table and where it comes from."""
+    from orchestrator.paths import SweepPaths
     from orchestrator.report.write import write_report
 
-    for path in write_report(directory, output or directory / "report.html", png):
+    for path in write_report(directory, output or SweepPaths(directory).report, png):
         print(path)
 
 

@@ -93,9 +93,9 @@ def _candidate(trial: RunRecord, settings: dict[str, Any], place: int, point: Cu
     )
 
 
-def trial_of(candidate: RunRecord) -> str:
+def trial_of(name: str) -> str:
     """Return the name of the trial whose network a candidate is a cut of."""
-    return candidate.name.partition("-cut-")[0]
+    return name.partition("-cut-")[0]
 
 
 def curve_table(curve: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def finetune_job(candidate: RunRecord) -> Job:
     """Stage 3 from a cut of a finished trial (`curves.candidates`)."""
     assert candidate.settings is not None, candidate.name
     settings = json.loads(candidate.settings)
-    return Job(finetune_name(candidate), "finetune", settings, trial_of(candidate), candidate.trial_number)
+    return Job(finetune_name(candidate), "finetune", settings, trial_of(candidate.name), candidate.trial_number)
 
 
 def finetune_name(candidate: RunRecord) -> str:

@@ -50,7 +50,7 @@ class OpenRun:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a view shows: ended and open runs at one moment, and the durations of the epochs trained in this session."""
+    """What a view shows: ended and open runs at one moment, and the durations of the epochs trained since the start."""
 
     records: list[RunRecord]
     open_runs: list[OpenRun]

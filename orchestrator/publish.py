@@ -5,6 +5,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from orchestrator.config import SweepConfig
+from orchestrator.curves import trial_of
 from orchestrator.front import SweepFront, sweep_front
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import front_of
@@ -74,7 +75,7 @@ def _tag(front: SweepFront, records: list[RunRecord], paths: SweepPaths, tracker
     Runs begin with pareto "false", so that only changes need a call.
     """
     trained = [record for record in records if record.stage in ("finetune", "dense")]
-    members = {point.name.partition("-cut-")[0] for point in front.front} | {run.name for run in front_of(trained)}
+    members = {trial_of(point.name) for point in front.front} | {run.name for run in front_of(trained)}
     picked = {point.name: ",".join(front.picked_as(point.name)) for point in front.finalists}
     before = json.loads(paths.tagged.read_text()) if paths.tagged.exists() else {}
     after = {

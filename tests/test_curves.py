@@ -45,7 +45,7 @@ def test_a_trial_brings_each_cut_of_its_last_epoch_as_a_candidate():
     assert (first.val_accuracy, first.score, first.energy) == (None, 0.85, 0.05)
     assert json.loads(second.settings) == {"energy": 0.5, "strength": 1}
     assert second.ranks is None
-    assert {trial_of(row) for row in found} == {"trial-0003"}
+    assert {trial_of(row.name) for row in found} == {"trial-0003"}
     assert objectives(found)[:, 0].tolist() == [-0.8, -0.85, -0.75]  # scores, not accuracies after the cut
 
 

@@ -74,8 +74,8 @@ def histories(sweep: Sweep) -> list[History]:
             found[record.name] = [] if saved is None else saved.history
         return [*chain(record.source), (record.stage, found[record.name])]
 
-    tuned = {trial_of(cut) for cut in series.before.values()}
-    others = [name for name in dict.fromkeys(map(trial_of, series.front)) if name not in tuned]
+    tuned = {trial_of(cut.name) for cut in series.before.values()}
+    others = [name for name in dict.fromkeys(trial_of(cut.name) for cut in series.front) if name not in tuned]
     wanted: list[tuple[str, Role]] = [(record.name, "finalist") for record in series.finalists]
     wanted += [(name, "front") for name in _spread(others, _MAX_HISTORIES)]
     wanted += [(series.dense.name, "dense")] if series.dense is not None else []
@@ -96,7 +96,7 @@ def _history(name: str, role: Role, stages: list[tuple[str, list[dict[str, Any]]
 def rank_table(sweep: Sweep) -> RankTable | None:
     """Return the ranks of finalists and of the own cuts of trials on the front; None where no ranks or models are there."""
     tuned = {finalist.name for finalist in sweep.series.finalists}
-    trials = [sweep.by_name[name] for name in dict.fromkeys(map(trial_of, sweep.series.front))]
+    trials = [sweep.by_name[name] for name in dict.fromkeys(trial_of(cut.name) for cut in sweep.series.front)]
     records = [record for record in [*sweep.series.finalists, *trials] if record.layers and record.ranks]
     records.sort(key=lambda record: (record.macs or 0, record.name not in tuned))
     layers = list(dict.fromkeys(layer for record in records for layer in record.layers or ()))

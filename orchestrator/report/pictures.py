@@ -76,8 +76,8 @@ def _settings(sweep: Sweep) -> "go.Figure | str":
     trials = [trial for trial in sweep.trials if trial.state != "FAIL"]
     if len(trials) < 2:
         return "at least two trials are needed that have not failed"
-    tuned = {trial_of(cut) for cut in sweep.series.before.values()}
-    front = {trial_of(cut) for cut in sweep.series.front}
+    tuned = {trial_of(cut.name) for cut in sweep.series.before.values()}
+    front = {trial_of(cut.name) for cut in sweep.series.front}
 
     def group(name: str, state: str) -> str:
         if state == "PRUNED":

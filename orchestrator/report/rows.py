@@ -30,9 +30,9 @@ def table_data(sweep: Sweep) -> dict[str, Any]:
     on_front = {record.name for record in (*series.front, *series.final_front)}
     current = {record.name for record in series.finalists}
     rows = [_row(record, _kind(record, current), record.name in on_front) for record in sweep.records]
-    cuts = [cut for cut in candidates(sweep.trials) if cut.name != trial_of(cut)]
+    cuts = [cut for cut in candidates(sweep.trials) if cut.name != trial_of(cut.name)]
     for cut in cuts:
-        own = settings_of(sweep.by_name[trial_of(cut)])
+        own = settings_of(sweep.by_name[trial_of(cut.name)])
         changed = {key: _plain(value) for key, value in settings_of(cut).items() if own.get(key) != value}
         rows.append(_row(cut, "cut", cut.name in on_front, changed))
     return {
@@ -63,7 +63,7 @@ def _row(record: RunRecord, kind: str, front: bool, changed: dict[str, Any] | No
         record.params_ratio,
         latency_ms(record),
     )
-    owner = trial_of(record) if kind == "cut" else record.name
+    owner = trial_of(record.name) if kind == "cut" else record.name
     return [record.name, kind, front, *map(_plain, values), owner, changed]
 
 

@@ -42,7 +42,7 @@ def front_series(
     cuts = [cut for cut in candidates(trials) if _drawable(cut)]
     curves: dict[str, list[RunRecord]] = {}
     for cut in cuts:
-        curves.setdefault(trial_of(cut), []).append(cut)
+        curves.setdefault(trial_of(cut.name), []).append(cut)
     picks = {finetune_name(pick): pick for pick in pick_finalists(trials, finetune, constraints)}
     finalists = sorted(
         (record for record in records if record.stage == "finetune" and record.name in picks and _complete(record)),
