@@ -6,11 +6,11 @@ itself. `ours` is `run_sweep`, with all its levers or without one of them.
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import FinetuneConfig, SchedulerConfig, SearchConfig, SweepConfig
+from orchestrator.config import FinetuneConfig, SchedulerConfig, SearchConfig, SweepConfig, TrackingConfig
 from orchestrator.curves import final_curve
 from orchestrator.finalists import pick_finalists
 from orchestrator.paths import SweepPaths
@@ -37,6 +37,7 @@ class Task:
     finetune: FinetuneConfig
     floor: float
     search_space: str = "svd_training"
+    curve: CurveConfig = field(default_factory=CurveConfig)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Outcome:
 
 def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> SweepConfig:
     """Return the task as a sweep; `levers`: `curve`, `scheduler`, `sampler`, `continuation`, where not the defaults."""
-    curve = levers.get("curve", CurveConfig())
+    curve = levers.get("curve", task.curve)
     return SweepConfig(
         name=name,
         model=task.model,
@@ -84,11 +85,12 @@ def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> Sw
             max_concurrent=2,
             seed=seed,
             sampler=levers.get("sampler", "tpe"),
-            continuation=levers.get("continuation", False),
+            continuation=levers.get("continuation", SearchConfig().continuation),
         ),
         curve=curve,
         scheduler=levers.get("scheduler", SchedulerConfig()),
         finetune=task.finetune,
+        tracking=TrackingConfig(log_models=False, log_report=False),  # neither is part of the search
     )
 
 
@@ -186,7 +188,7 @@ def _plain_trial(config: dict[str, Any], task: Task, seed: int, folder: str, dat
             results = recipe.pretrain(setting, method, place / "1")
         else:
             start = place / "1" / recipe.MODEL_FILE
-            results = recipe.compress(setting, method, start, place / "2", CurveConfig(num_points=0))
+            results = recipe.compress(setting, method, start, place / "2", replace(task.curve, num_points=0))
         for result in results:
             core_s += result.cpu_s
             epoch = result.epoch + (0 if stage == 1 else task.training.pretrain_epochs)
@@ -259,11 +261,13 @@ STRATEGIES: dict[str, Any] = {
     "Tune + OptunaSearch": plain,
     "Tune + OptunaSearch + ASHA": lambda *place: plain(*place, asha=True),
     "rankfront": ours,
-    "without curves": lambda *place: ours(*place, curve=CurveConfig(num_points=0)),
+    "without curves": lambda *place: ours(*place, curve=replace(place[0].curve, num_points=0)),
     "without scheduler": lambda *place: ours(*place, scheduler=SchedulerConfig(name="none")),
     "without TPE": lambda *place: ours(*place, sampler="random"),
-    "without recovery": lambda *place: ours(*place, curve=CurveConfig(batch_norm_batches=0, recovery_steps=0)),
-    "with continuation": lambda *place: ours(*place, continuation=True),
+    "without recovery": lambda *place: ours(
+        *place, curve=replace(place[0].curve, batch_norm_batches=0, recovery_steps=0)
+    ),
+    "without continuation": lambda *place: ours(*place, continuation=0),
 }
 
 

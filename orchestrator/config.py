@@ -70,8 +70,8 @@ class SearchConfig(Section):
     together: a wide cluster then waits once for all of them. `first_points` are tried first, each a mapping of the search
     space's parameters to values; the sampler fills in what is missing. `warm_start`, the output directory of an earlier
     sweep, gives the sampler that sweep's results, where they fit the search space. The sampler prefers what keeps to
-    `constraints`. `continuation`: a trial goes on from the network of a finished one with nearly its settings, where there
-    is one (`orchestrator.continuation`), and so trains for longer than one from stage 1.
+    `constraints`. `continuation`: a trial goes on from the best finished trial's network where there is one
+    (`orchestrator.continuation`), at most so many after each other; 0: every trial starts from stage 1.
     """
 
     num_trials: Annotated[int, at_least(1)] = 64
@@ -81,7 +81,7 @@ class SearchConfig(Section):
     ask_batch: Annotated[int, at_least(1)] = 1
     first_points: tuple[dict[str, Any], ...] = ()
     warm_start: str | None = None
-    continuation: bool = False
+    continuation: Annotated[int, at_least(0)] = 8
     constraints: ConstraintsConfig = field(default_factory=ConstraintsConfig)
 
 

@@ -17,13 +17,17 @@ from trainers.errors import SweepError
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its unique name, its stage, the search space's settings, and the run that it starts from."""
+    """One run: its unique name, its stage, the search space's settings, and the run that it starts from.
+
+    `epochs`: how many it trains where the configuration alone does not say it (`job_epochs`).
+    """
 
     name: str
     stage: StageName
     settings: dict[str, Any]
     source: str | None = None
     trial_number: int | None = None
+    epochs: int | None = None
 
 
 def pretrain_job(start: MethodConfig) -> Job:
@@ -60,7 +64,11 @@ def finetune_name(candidate: RunRecord) -> str:
     return candidate.name.replace("trial", "finetune", 1)
 
 
-DENSE_JOB = Job("dense", "dense", {})
+def dense_job(config: SweepConfig, num_trials: int = 1) -> Job:
+    """The baseline: as many epochs as a finalist had in all its stages, whose network went through `num_trials` trials."""
+    training = config.training
+    epochs = training.pretrain_epochs + num_trials * training.epochs + config.finetune.epochs
+    return Job("dense", "dense", {}, epochs=epochs)
 
 
 def job_configs(job: Job, config: SweepConfig) -> tuple[TrainingConfig, MethodConfig]:
@@ -74,15 +82,11 @@ def job_configs(job: Job, config: SweepConfig) -> tuple[TrainingConfig, MethodCo
 
 
 def job_epochs(job: Job, config: SweepConfig) -> int:
-    """Return how many epochs `job` trains; the dense baseline gets as many as a finalist had in all its stages."""
+    """Return how many epochs `job` trains."""
+    if job.epochs is not None:
+        return job.epochs
     training, finetune = config.training, config.finetune
-    total = training.pretrain_epochs + training.epochs + finetune.epochs
-    epochs = {
-        "pretrain": training.pretrain_epochs,
-        "trial": training.epochs,
-        "finetune": finetune.epochs,
-        "dense": total,
-    }
+    epochs = {"pretrain": training.pretrain_epochs, "trial": training.epochs, "finetune": finetune.epochs}
     return epochs[job.stage]
 
 

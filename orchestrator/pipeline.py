@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from orchestrator.config import SweepConfig
-from orchestrator.curves import final_curve
+from orchestrator.continuation import chain
+from orchestrator.curves import final_curve, trial_of
 from orchestrator.finalists import pick_finalists
 from orchestrator.front import SweepFront, sweep_front
-from orchestrator.jobs import DENSE_JOB, finetune_job, pretrain_job
+from orchestrator.jobs import dense_job, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
 from orchestrator.models import log_finalists
 from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
@@ -140,7 +141,9 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     if not picks:
         raise SweepError(_no_finalist(trials))
     test = ray.put(load_test(config.data, plan.data).arrays())
-    jobs = [DENSE_JOB, *(finetune_job(pick) for pick in picks)]  # the longest first
+    by_name = {trial.name: trial for trial in trials}
+    longest = max(1 + len(chain(by_name[trial_of(pick.name)], by_name)) for pick in picks)
+    jobs = [dense_job(config, longest), *(finetune_job(pick) for pick in picks)]  # the longest first
     run_jobs(jobs, config, paths, data, ledger, test)
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])
 

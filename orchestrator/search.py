@@ -14,7 +14,7 @@ from ray import tune
 
 from orchestrator.background import Background
 from orchestrator.config import SweepConfig
-from orchestrator.continuation import neighbour
+from orchestrator.continuation import Continuation
 from orchestrator.jobs import Job, run_job, trial_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
@@ -58,14 +58,15 @@ def run_trials(
 ) -> None:
     """Run trials as `run_search` does; `trainable` reports `tune_result` of what `run_job` yields."""
     started, at_once = time.monotonic(), config.search.max_concurrent
+    continuation = Continuation(config.search.continuation)
 
     def until() -> str | None:
         trials = ledger.records("trial")
         return stop_reason(config.stop, trials, time.monotonic() - started, config.resources.cpus_per_trial)
 
     def source(settings: dict[str, Any]) -> str | None:
-        found = neighbour(settings, ledger.records("trial")) if config.search.continuation else None
-        return found.name if found is not None and (paths.run(found.name) / MODEL_FILE).exists() else None
+        found = continuation.start(settings, ledger.records("trial"))
+        return found if found is not None and (paths.run(found) / MODEL_FILE).exists() else None
 
     resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus}
     # one trial at a time: each proposal knows all results, and the same seed gives the same sweep

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from orchestrator.config import SweepConfig
 from orchestrator.curves import candidates
-from orchestrator.jobs import DENSE_JOB, job_epochs
+from orchestrator.jobs import dense_job, job_epochs
 from orchestrator.ledger import Ledger, OpenRun, Snapshot
 from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.records import RunRecord
@@ -112,7 +112,7 @@ class SweepView:
         """Epochs still to be trained, at the mean duration so far, over the runs at once."""
         config = self._config
         training, finetune = config.training, config.finetune
-        dense = job_epochs(DENSE_JOB, config)
+        dense = job_epochs(dense_job(config), config)
         total = (
             self._num_stage1 * training.pretrain_epochs
             + config.search.num_trials * training.epochs

@@ -10,9 +10,11 @@ STRENGTH = {"l1": (1e-4, 0.5), "hoyer": (1e-4, 0.5), "hoyer_square": (1e-5, 0.1)
 
 
 def svd_training(trial: "BaseTrial") -> dict[str, Any]:
-    """Suggest decomposition, regularizer, its strength, orthogonality weight, pruning energy and learning rate.
+    """Suggest decomposition, regularizer, its strength, orthogonality weight, pruning energy and learning rates.
 
-    Energies below 1e-4 are left out: they change a weight by under 1 % in norm, and remove next to nothing.
+    Energies below 1e-4 are left out: they change a weight by under 1 % in norm, and remove next to nothing. At the
+    network's learning rate, as the authors have it, singular values move too slowly to become sparse in a few epochs: a
+    factor for theirs is searched as well.
     """
     regularizer = trial.suggest_categorical("regularizer", list(STRENGTH))
     low, high = STRENGTH[regularizer]
@@ -23,4 +25,5 @@ def svd_training(trial: "BaseTrial") -> dict[str, Any]:
         "orthogonality_weight": trial.suggest_float("orthogonality_weight", 0.1, 10, log=True),
         "energy": trial.suggest_float("energy", 1e-4, 0.5, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
+        "spectrum_learning_rate": trial.suggest_float("spectrum_learning_rate", 1, 30, log=True),
     }

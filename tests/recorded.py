@@ -4,7 +4,7 @@ import json
 
 from orchestrator.config import dump_config
 from orchestrator.finalists import pick_finalists
-from orchestrator.jobs import DENSE_JOB, finetune_job, run_job, stage_one_of, trial_job
+from orchestrator.jobs import dense_job, finetune_job, run_job, stage_one_of, trial_job
 from orchestrator.ledger import Ledger
 from orchestrator.output import read_state, write_state
 from orchestrator.paths import SweepPaths
@@ -45,7 +45,7 @@ def record_sweep(config, output, choices):
     for number, settings in enumerate(choices):
         train(trial_job(f"trial-{number:04d}", number, settings))
     picks = pick_finalists(ledger.records("trial"), config.finetune, config.search.constraints)
-    for job in [DENSE_JOB, *map(finetune_job, picks)]:
+    for job in [dense_job(config), *map(finetune_job, picks)]:
         train(job, test)
     publish(ledger, config, paths, tracker)
     tracker.end_run(PARENT, "FINISHED")

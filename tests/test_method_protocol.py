@@ -73,6 +73,15 @@ class TestEveryMethod:
         model = load_model(tmp_path / "3/model.pt").model
         assert measure_cost(model, digits.sample_shape).macs == last["macs"]
 
+    def test_another_training_goes_on_from_a_finished_one(self, name, digits, tmp_path):
+        if not METHODS[name].can_continue:
+            pytest.skip("its network has decided its ranks")
+        setting = small_setting(digits, dtype="float32", pretrain_epochs=2, epochs=2)
+        list(pretrain(setting, quick(name), tmp_path / "1"))
+        first = list(compress(setting, quick(name), tmp_path / "1/model.pt", tmp_path / "2"))
+        second = list(compress(setting, quick(name), tmp_path / "2/model.pt", tmp_path / "3"))
+        assert second[-1].metrics["train_loss"] < first[-1].metrics["train_loss"]
+
     def test_a_budget_that_cannot_be_met_is_refused_before_training(self, name, digits, tmp_path):
         if METHODS[name].owns_rank_rule:
             pytest.skip("takes no budget")

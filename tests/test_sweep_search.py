@@ -132,13 +132,13 @@ def test_another_sweep_in_the_same_folder_takes_stage_one_over(finished, tmp_pat
     assert (second.ended_at_s, second.val_accuracy) == (first.ended_at_s, first.val_accuracy)
 
 
-def test_a_trial_goes_on_from_a_finished_neighbour_and_says_so(small_sweep, tmp_path):
+def test_trials_go_on_from_the_best_finished_one_and_say_so(small_sweep, tmp_path):
     output = tmp_path / "continued"
-    config = replace(small_sweep, search=replace(small_sweep.search, num_trials=3, continuation=True))
+    config = replace(small_sweep, search=replace(small_sweep.search, num_trials=3, continuation=1))
     front = run(config, output)
     trials = {record.name: record for record in trials_of(output)}
     assert {record.state for record in trials.values()} == {"COMPLETE"}
-    # all of one kind and strength: the first to end is everyone's nearest, for the others did not start from stage 1
+    # the first alone may be gone on from: the others went through another trial before
     assert [record.source for record in trials.values()] == ["pretrain-channel", "trial-0000", "trial-0000"]
     first, second, _ = trials.values()
     start = load_model(SweepPaths(output).run(second.name) / "model.pt").config["start"]
@@ -146,6 +146,9 @@ def test_a_trial_goes_on_from_a_finished_neighbour_and_says_so(small_sweep, tmp_
     client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     assert client.get_run(second.run_id).data.tags["source_run_id"] == first.run_id
     assert front.finalists
+    (dense,) = [record for record in read_records(SweepPaths(output).results) if record.stage == "dense"]
+    longest = max(1 if trial_of(pick.name).endswith("0000") else 2 for pick in picked(config, trials.values()))
+    assert dense.epochs == 2 + longest * 2 + 1  # as many as the finalist that was trained for longest
 
 
 def test_two_trials_at_once_are_all_written_down(small_sweep, tmp_path):

@@ -39,6 +39,7 @@ class Method:
     or None. `rank_rule` chooses the ranks; where `owns_rank_rule` is set it is part of the method and cannot be changed.
     `settings` are the fields of MethodConfig that it reads beside `decomposition`, the regularizer's and the rank rule's.
     `ranks_at_cut`: one training can be cut anywhere by the rule's number; not so where ranks are learned.
+    `can_continue`: another training may go on from the network of a finished one, which has not decided its ranks.
     """
 
     regularizers: ClassVar[dict[str, float]] = {}
@@ -47,6 +48,7 @@ class Method:
     owns_rank_rule: ClassVar[bool] = False
     settings: ClassVar[tuple[str, ...]] = ()
     ranks_at_cut: ClassVar[bool] = True
+    can_continue: ClassVar[bool] = True
 
     model: nn.Module
     form: ModelForm

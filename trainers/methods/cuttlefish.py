@@ -21,6 +21,7 @@ class Cuttlefish(Method):
 
     rank_rule = "stable_rank"
     owns_rank_rule = True
+    can_continue = False
     settings = ("plateau_tolerance",)
 
     def attach(self, model: Any, form: ModelForm) -> None:

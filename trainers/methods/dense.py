@@ -15,6 +15,7 @@ class Dense(Method):
     rank_rule = None
     owns_rank_rule = True
     ranks_at_cut = False
+    can_continue = False
 
     def finish(
         self, validation_loss: ValidationLoss | None = None, decomposed: tuple[nn.Module, Spectra] | None = None

@@ -24,6 +24,7 @@ class LC(Method):
     rank_rule = None
     owns_rank_rule = True
     ranks_at_cut = False
+    can_continue = False
     settings = ("compression_period", "rank_cost", "budget_unit", "mu_first", "mu_last")
 
     def bind(self) -> None:
