@@ -38,6 +38,7 @@ class RunRecord:
     regularizer: str | None = None
     strength: float | None = None
     orthogonality_weight: float | None = None
+    spectrum_learning_rate: float | None = None
     rank_rule: str | None = None
     energy: float | None = None
     budget: float | None = None
