@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -199,7 +199,6 @@ class SweepConfig(Section):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-S = TypeVar("S")
 _ADAPTER = TypeAdapter(SweepConfig)
 
 
@@ -211,7 +210,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     source = YamlSource.read(path)
     for text in overrides:
         source.set(*parse_override(text))
-    return _validate(_ADAPTER, source.data, source)
+    # through JSON: its strict mode takes mappings for dataclasses and lists for tuples, and nothing else for anything
+    try:
+        return _ADAPTER.validate_json(json.dumps(source.data, default=str), strict=True)
+    except ValidationError as error:
+        found = [problem for details in error.errors() for problem in _problems(details, source)]
+        raise ConfigError(found) from None
 
 
 def dump_config(config: SweepConfig) -> str:
@@ -219,34 +223,9 @@ def dump_config(config: SweepConfig) -> str:
     return yaml.safe_dump(as_record(config), sort_keys=False)
 
 
-def load_front_settings(path: Path) -> tuple[FinetuneConfig, ConstraintsConfig]:
-    """Read of a recorded configuration what a sweep's front depends on; the rest of the file is not looked at.
-
-    So neither torch nor a search space of the user's own has to be there. Raises ConfigError.
-    """
-    source = YamlSource.read(path)
-    found: list[Any] = []
-    for place, kind in ((("finetune",), FinetuneConfig), (("search", "constraints"), ConstraintsConfig)):
-        section: Any = source.data
-        for key in place:
-            section = (section.get(key) or {}) if isinstance(section, dict) else section
-        found.append(_validate(TypeAdapter(kind), section, source, place))
-    return found[0], found[1]
-
-
-def _validate(adapter: TypeAdapter[S], data: Any, source: YamlSource, place: tuple[str, ...] = ()) -> S:
-    """Check `data`, which stands at `place` in `source`."""
-    # through JSON: its strict mode takes mappings for dataclasses and lists for tuples, and nothing else for anything
-    try:
-        return adapter.validate_json(json.dumps(data, default=str), strict=True)
-    except ValidationError as error:
-        found = [problem for details in error.errors() for problem in _problems(details, source, place)]
-        raise ConfigError(found) from None
-
-
-def _problems(details: ErrorDetails, source: YamlSource, place: tuple[str, ...]) -> list[tuple[str, str]]:
+def _problems(details: ErrorDetails, source: YamlSource) -> list[tuple[str, str]]:
     """One pydantic error as (place, message) pairs: several where a section reported several."""
-    path = (*place, *(str(part) for part in details["loc"]))
+    path = tuple(str(part) for part in details["loc"])
     original = (details.get("ctx") or {}).get("error")
     if isinstance(original, ConfigError):
         return [(source.place((*path, name)), text) for name, text in original.problems]

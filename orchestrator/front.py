@@ -8,10 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.config import ConstraintsConfig, FinetuneConfig, load_front_settings
 from orchestrator.curves import candidates
-from orchestrator.finalists import pick_among
-from orchestrator.jobs import finetune_name
+from orchestrator.jobs import candidate_name
 from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.paths import SweepPaths
 from orchestrator.picks import PickName, pick
@@ -72,26 +70,17 @@ class SweepFront:
 
 
 def read_front(directory: Path) -> SweepFront:
-    """Return the front of the sweep in `directory`; raises SweepError or ConfigError where there is none to be read."""
+    """Return the front of the sweep in `directory`; raises SweepError where there is none to be read."""
     paths = SweepPaths(directory)
-    return sweep_front(read_records(paths.results), *load_front_settings(paths.config))
+    return sweep_front(read_records(paths.results))
 
 
-def sweep_front(
-    records: list[RunRecord], finetune: FinetuneConfig, constraints: ConstraintsConfig | None = None
-) -> SweepFront:
-    """Return the front of a sweep's table.
-
-    Finalists are those picked from its trials as they are now: a sweep that was extended has fine-tuned others before.
-    """
+def sweep_front(records: list[RunRecord]) -> SweepFront:
+    """Return the front of a sweep's table; a finalist is every network that was fine-tuned, whenever it was picked."""
     trials = [record for record in records if record.stage == "trial"]
     cuts = candidates(trials)
-    chosen = {finetune_name(record): record for record in pick_among(cuts, finetune, constraints)}
-    tuned = [
-        record
-        for record in records
-        if record.stage == "finetune" and record.state == "COMPLETE" and record.name in chosen
-    ]
+    tuned = [record for record in records if record.stage == "finetune" and record.state == "COMPLETE"]
+    by_name = {cut.name: cut for cut in cuts}
     dense = next((_point(r) for r in records if r.stage == "dense" and r.state == "COMPLETE"), None)
     front = [_point(record) for record in front_of(cuts)]
     finalists = [_point(record) for record in sorted(tuned, key=lambda record: record.macs or 0)]
@@ -99,7 +88,7 @@ def sweep_front(
         dense,
         front,
         finalists,
-        {record.name: chosen[record.name] for record in tuned},
+        {record.name: by_name[candidate_name(record.name)] for record in tuned},
         front_hypervolume(cuts),
         pick(finalists or front, None if dense is None else dense.accuracy),
     )

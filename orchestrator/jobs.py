@@ -64,6 +64,11 @@ def finetune_name(candidate: RunRecord) -> str:
     return candidate.name.replace("trial", "finetune", 1)
 
 
+def candidate_name(finetuned: str) -> str:
+    """Return the name of the candidate that a run fine-tuned."""
+    return finetuned.replace("finetune", "trial", 1)
+
+
 def dense_job(config: SweepConfig, num_trials: int = 1) -> Job:
     """The baseline: as many epochs as a finalist had in all its stages, whose network went through `num_trials` trials."""
     training = config.training

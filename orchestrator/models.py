@@ -78,7 +78,7 @@ def register(directory: Path, name: str) -> "list[Version]":
 
     paths = SweepPaths(directory.absolute())
     config, records = load_config(paths.config), read_records(paths.results)
-    front = sweep_front(records, config.finetune, config.search.constraints)
+    front = sweep_front(records)
     finalists = [record for record in records if record.name in {point.name for point in front.finalists}]
     if not finalists:
         raise SweepError(f"{directory} must hold finalists to register, but has none yet; finish the sweep first")

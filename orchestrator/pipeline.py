@@ -79,7 +79,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
             _run_stages(config, paths, plan, ledger, study)
         if config.tracking.log_models:
             records = ledger.records()
-            front = sweep_front(records, config.finetune, config.search.constraints)
+            front = sweep_front(records)
             with _terminate_as_interrupt():
                 log_finalists(front, records, paths, plan.data, tracker)
         status = "FINISHED"

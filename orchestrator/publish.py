@@ -30,11 +30,11 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
     tracker.flush(_FLUSH_S)  # so that the files name the runs by their ids
     ledger.save()
     records = ledger.records()
-    front = sweep_front(records, config.finetune, config.search.constraints)
+    front = sweep_front(records)
     write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
     write_points(records, front, paths.points)
     with atomic_file(paths.front_picture) as file:
-        file.write(front_png(records, config.finetune, config.search.constraints))
+        file.write(front_png(records, config.finetune))
     _tag(front, records, paths, tracker)
     if values := _final_values(front):
         tracker.log_metrics(PARENT, values, len(ledger.records("trial")), max(r.ended_at_s or 0.0 for r in records))

@@ -75,7 +75,7 @@ def test_the_front_shows_finalists_of_cuts_with_their_scores_before():
         "finetune-0003-cut-2", "finetune", "COMPLETE", "id", "trial-0003", 3, val_accuracy=0.95, test_accuracy=0.94,
         macs=200, macs_ratio=0.2, params=200, params_ratio=0.2,
     )  # fmt: skip
-    front = sweep_front([trial(3, CUTS), tuned], FinetuneConfig(9))
+    front = sweep_front([trial(3, CUTS), tuned])
     assert [point.name for point in front.front] == ["trial-0003-cut-2", "trial-0003", "trial-0003-cut-1"]
     assert [point.name for point in front.finalists] == ["finetune-0003-cut-2"]
     assert front.before["finetune-0003-cut-2"].score == 0.75

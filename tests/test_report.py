@@ -91,7 +91,7 @@ def named(figure, name):
 
 class TestFront:
     def test_every_point_stands_where_it_belongs_in_percent(self):
-        figure = front_figure(front_series(TABLE, CONFIG.finetune), CONFIG.finetune)
+        figure = front_figure(front_series(TABLE), CONFIG.finetune)
         assert named(figure, "trials") == {"trial-0001": (50, 90), "trial-0004": (20, 80)}
         assert named(figure, "stopped early") == {"trial-0002": (30, 70)}
         assert named(figure, "front of the search")["trial-0001-cut-1"] == (70, 93)
@@ -101,7 +101,7 @@ class TestFront:
         assert len(named(figure, "curves of cuts")) == 5
 
     def test_axes_have_units_and_what_is_cut_off_is_counted(self):
-        figure = front_figure(front_series(TABLE, CONFIG.finetune), CONFIG.finetune)
+        figure = front_figure(front_series(TABLE), CONFIG.finetune)
         assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == (
             "MACs (% of the dense network)",
             "validation accuracy (%)",
@@ -115,12 +115,12 @@ class TestFront:
         class Timed(RunRecord):
             latency_ms: float | None = None
 
-        plain = front_series(TABLE, CONFIG.finetune)
+        plain = front_series(TABLE)
         assert not has_latency(plain)
         timed = [
             replace(Timed(**vars(record)), latency_ms=2.5 if record.stage == "dense" else None) for record in TABLE
         ]
-        series = front_series(timed, CONFIG.finetune)
+        series = front_series(timed)
         assert has_latency(series)
         figure = latency_figure(series, CONFIG.finetune)
         assert named(figure, "dense baseline") == {"dense": (2.5, 96)}

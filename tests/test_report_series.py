@@ -44,7 +44,7 @@ TABLE = [
     RunRecord("trial-0003", "trial", "FAIL", "id3", error="boom"),
     finished("finetune-0002", "finetune", 0.94, 200),
     finished("finetune-0000-cut-1", "finetune", 0.93, 700),
-    finished("finetune-0009", "finetune", 0.99, 10),  # picked by an earlier, shorter sweep
+    finished("finetune-0002-cut-1", "finetune", 0.9, 400),  # picked by an earlier, shorter sweep
     finished("dense", "dense", 0.95, 1000),
 ]
 
@@ -54,17 +54,18 @@ def names(records):
 
 
 def test_every_point_stands_in_the_series_it_belongs_to():
-    series = front_series(TABLE, FinetuneConfig(9))
+    series = front_series(TABLE)
     assert names(series.trials) == ["trial-0000", "trial-0002"]
     assert names(series.stopped) == ["trial-0001"]
     assert [names(curve) for curve in series.curves] == [
         ["trial-0000-cut-2", "trial-0000", "trial-0000-cut-1"],
         ["trial-0002", "trial-0002-cut-1"],
     ]
-    assert names(series.finalists) == ["finetune-0002", "finetune-0000-cut-1"]
+    assert names(series.finalists) == ["finetune-0002", "finetune-0002-cut-1", "finetune-0000-cut-1"]
     assert names(series.final_front) == ["finetune-0002"]
     assert {name: cut.name for name, cut in series.before.items()} == {
         "finetune-0002": "trial-0002",
+        "finetune-0002-cut-1": "trial-0002-cut-1",
         "finetune-0000-cut-1": "trial-0000-cut-1",
     }
     assert series.dense is not None
@@ -72,15 +73,15 @@ def test_every_point_stands_in_the_series_it_belongs_to():
 
 
 def test_the_picture_and_the_table_have_the_same_front():
-    series, front = front_series(TABLE, FinetuneConfig(9)), sweep_front(TABLE, FinetuneConfig(9))
+    series, front = front_series(TABLE), sweep_front(TABLE)
     assert names(series.front) == names(front.front)
     assert names(series.finalists) == names(front.finalists)
 
 
 def test_what_is_below_the_picks_need_not_be_seen():
     config = FinetuneConfig(9, min_relative_score=0.5)
-    assert lowest_of_interest(front_series(TABLE, config), config) == 0.8
-    assert lowest_of_interest(front_series([], config), config) == 0.0
+    assert lowest_of_interest(front_series(TABLE), config) == 0.8
+    assert lowest_of_interest(front_series([]), config) == 0.0
 
 
 def test_short_names():

@@ -20,7 +20,6 @@ from orchestrator.paths import SweepPaths
 from orchestrator.picks import PICKS, TOLERANCE, pick
 from orchestrator.records import RunRecord, write_records
 from orchestrator.selection import Bound, Limits, NothingMatchesError, as_csv, parse_accuracy, parse_bound, select
-from trainers.errors import ConfigError
 
 RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 DENSE_MACS = 1000
@@ -219,11 +218,6 @@ def test_the_command_answers_in_every_format(directory):
     assert (code, "must be a count from 1" in err) == (2, True)
 
 
-def test_a_recorded_configuration_is_checked_as_far_as_the_front_needs_it(directory):
-    file = SweepPaths(directory).config
-    text = file.read_text()
-    file.write_text(text.replace("spaces:quick", "gone:space").replace("name: tiny", "name: unheard_of"))
+def test_a_front_is_read_whatever_the_recorded_configuration_names(directory):
+    SweepPaths(directory).config.write_text("search_space: gone:space")
     assert read_front(directory).finalists
-    file.write_text(text.replace("num_models: 2", "num_models: 0"))
-    with pytest.raises(ConfigError, match=r"config\.yaml:\d+: finetune\.num_models: must be >= 1, but got 0"):
-        read_front(directory)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.config import FinetuneConfig
 from orchestrator.front import sweep_front
 from orchestrator.points import POINTS_SCHEMA, write_points
 from orchestrator.records import SCHEMA, RunRecord, write_records
@@ -42,7 +41,7 @@ def records():
 
 
 def points_of(records, path):
-    write_points(records, sweep_front(records, FinetuneConfig(2)), path)
+    write_points(records, sweep_front(records), path)
     table = pq.read_table(path)
     assert table.schema.equals(POINTS_SCHEMA)
     return table.to_pylist()

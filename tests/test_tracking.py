@@ -189,7 +189,7 @@ def test_a_spool_gives_back_what_was_written_in_order_and_only_once(tmp_path):
     events = [Event(f"trial-{number:04d}", "metrics", {"step": 1, "values": {"x": 0.5}}, 1.5) for number in range(5)]
     for event in events[:3]:
         spool.append(event)
-    first, end = spool.read()
+    first, end, _ = spool.read()
     assert first == events[:3]
     spool.delivered(end)
     for event in events[3:]:
@@ -201,7 +201,7 @@ def test_a_spool_gives_back_what_was_written_in_order_and_only_once(tmp_path):
     again.delivered(again.read()[1])
     again.close()
     assert (tmp_path / "events.jsonl").stat().st_size == 0
-    assert Spool(tmp_path).read() == ([], 0)
+    assert Spool(tmp_path).read() == ([], 0, False)
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):

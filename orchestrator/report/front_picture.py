@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import ConstraintsConfig, FinetuneConfig
+from orchestrator.config import FinetuneConfig
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.report.series import (
@@ -27,9 +27,7 @@ _X_LIMIT = 105.0  # percent of the dense network's MACs
 _LABEL_GAP = 4.2  # percent of MACs between two slanted labels
 
 
-def front_png(
-    records: Sequence[RunRecord], finetune: FinetuneConfig, constraints: ConstraintsConfig | None = None
-) -> bytes:
+def front_png(records: Sequence[RunRecord], finetune: FinetuneConfig) -> bytes:
     """Return the front of a sweep's table as a PNG of 720 x 460 pixels; the same points as `front.sweep_front`.
 
     Accuracies are validation accuracies in percent, before fine-tuning the scores of cuts; MACs are in percent of the dense
@@ -38,7 +36,7 @@ def front_png(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    series = front_series(records, finetune, constraints)
+    series = front_series(records)
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

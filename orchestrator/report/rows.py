@@ -28,8 +28,7 @@ def table_data(sweep: Sweep) -> dict[str, Any]:
     """
     series = sweep.series
     on_front = {record.name for record in (*series.front, *series.final_front)}
-    current = {record.name for record in series.finalists}
-    rows = [_row(record, _kind(record, current), record.name in on_front) for record in sweep.records]
+    rows = [_row(record, _kind(record), record.name in on_front) for record in sweep.records]
     cuts = [cut for cut in candidates(sweep.trials) if cut.name != trial_of(cut.name)]
     for cut in cuts:
         own = settings_of(sweep.by_name[trial_of(cut.name)])
@@ -43,13 +42,13 @@ def table_data(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _kind(record: RunRecord, current: set[str]) -> str:
+def _kind(record: RunRecord) -> str:
     if record.state == "FAIL":
         return "failed"
     if record.stage == "trial":
         return "stopped" if record.state == "PRUNED" else "trial"
     if record.stage == "finetune":
-        return "fine-tuned" if record.name in current else "fine-tuned before"
+        return "fine-tuned"
     return "stage 1" if record.stage == "pretrain" else "dense"
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.config import ConstraintsConfig, FinetuneConfig
+from orchestrator.config import FinetuneConfig
 from orchestrator.curves import candidates, trial_of
-from orchestrator.finalists import pick_finalists
-from orchestrator.jobs import finetune_name
+from orchestrator.jobs import candidate_name
 from orchestrator.objectives import accuracy_of, front_of
 from orchestrator.records import RunRecord
 
@@ -17,7 +16,7 @@ class FrontSeries:
 
     `trials` are the own cuts of complete trials, `stopped` those of trials that were stopped early, at their last epoch;
     `curves` holds all cuts of each complete trial, its own among them, from the fewest MACs to the most. `front` is the
-    search's front, `finalists` are the picks that are fine-tuned, `final_front` their front; all in the order of MACs.
+    search's front, `finalists` are the networks that were fine-tuned, `final_front` their front; all in the order of MACs.
     `before` has, for the name of a finalist, the cut that it was fine-tuned from. `dense` is None until it has ended.
     """
 
@@ -31,23 +30,15 @@ class FrontSeries:
     dense: RunRecord | None
 
 
-def front_series(
-    records: Sequence[RunRecord], finetune: FinetuneConfig, constraints: ConstraintsConfig | None = None
-) -> FrontSeries:
-    """Sort a table into what is drawn; runs without an accuracy or MACs, failed ones among them, are left out.
-
-    Finalists are those picked from the trials as they are now, as in `front.sweep_front`.
-    """
+def front_series(records: Sequence[RunRecord]) -> FrontSeries:
+    """Sort a table into what is drawn; runs without an accuracy or MACs, failed ones among them, are left out."""
     trials = [record for record in records if record.stage == "trial"]
     cuts = [cut for cut in candidates(trials) if _drawable(cut)]
     curves: dict[str, list[RunRecord]] = {}
     for cut in cuts:
         curves.setdefault(trial_of(cut.name), []).append(cut)
-    picks = {finetune_name(pick): pick for pick in pick_finalists(trials, finetune, constraints)}
-    finalists = sorted(
-        (record for record in records if record.stage == "finetune" and record.name in picks and _complete(record)),
-        key=_macs,
-    )
+    by_name = {cut.name: cut for cut in cuts}
+    finalists = sorted((record for record in records if record.stage == "finetune" and _complete(record)), key=_macs)
     return FrontSeries(
         trials=[cut for cut in cuts if cut.name in curves],
         stopped=[trial for trial in trials if trial.state == "PRUNED" and _drawable(trial)],
@@ -55,7 +46,7 @@ def front_series(
         front=front_of(cuts),
         finalists=finalists,
         final_front=front_of(finalists),
-        before={finalist.name: picks[finalist.name] for finalist in finalists},
+        before={finalist.name: by_name[candidate_name(finalist.name)] for finalist in finalists},
         dense=next((record for record in records if record.stage == "dense" and _complete(record)), None),
     )
 

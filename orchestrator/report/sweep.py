@@ -31,12 +31,12 @@ class Sweep:
     @cached_property
     def series(self) -> FrontSeries:
         """What the picture of its front shows."""
-        return front_series(self.records, self.config.finetune, self.config.search.constraints)
+        return front_series(self.records)
 
     @cached_property
     def front(self) -> SweepFront:
         """What `rankfront front` prints."""
-        return sweep_front(self.records, self.config.finetune, self.config.search.constraints)
+        return sweep_front(self.records)
 
     @cached_property
     def by_name(self) -> dict[str, RunRecord]:

@@ -63,15 +63,15 @@ class Spool:
             os.ftruncate(self._file, end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
-    def read(self) -> tuple[list[Event], int]:
-        """Return the next events that are not delivered, at most about a megabyte of them, and where they end."""
+    def read(self) -> tuple[list[Event], int, bool]:
+        """Return the next events that are not delivered, where they end, and whether more follow: a megabyte is read."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             lines = file.readlines(_MAX_READ_BYTES)
         if lines and not lines[-1].endswith(b"\n"):  # still being written
             lines.pop()
-        events = [Event(**json.loads(line)) for line in lines]
-        return events, self._offset + sum(map(len, lines))
+        size = sum(map(len, lines))
+        return [Event(**json.loads(line)) for line in lines], self._offset + size, size >= _MAX_READ_BYTES
 
     def delivered(self, offset: int) -> None:
         """Everything before `offset` has arrived and is not read again."""

@@ -13,7 +13,7 @@ from orchestrator.tracking.store import RunStore, refused
 from orchestrator.tracking.target import TrackingTarget
 
 _log = logging.getLogger(__name__)
-_TICK_S = 1.0
+_TICK_S = 2.0  # what comes in between goes in one call for each run
 _MAX_WAIT_S = 30.0
 _TRIES_AT_END = 3
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"  # the tag by which MLflow's UI finds tables
@@ -133,17 +133,16 @@ class Tracker:
                 self._wake.clear()
 
     def _deliver(self) -> bool:
-        """Send the next events, those of one run together; returns whether there may be more."""
-        events, end = self._spool.read()
-        if not events:
-            return False
+        """Send the next events, those of one run together; returns whether that was not all there is."""
+        events, end, more = self._spool.read()
         by_run: dict[str, list[Event]] = {}
         for event in events:
             by_run.setdefault(event.run, []).append(event)
         for name, of_run in by_run.items():
             self._deliver_run(name, of_run)
-        self._spool.delivered(end)
-        return True
+        if events:
+            self._spool.delivered(end)
+        return more
 
     def _deliver_run(self, name: str, events: list[Event]) -> None:
         """Send one run's events together; if the store refuses them, one by one, so that only the bad ones are kept back."""
