@@ -113,14 +113,19 @@ def _parsed(parse: "Callable[[str], T]", text: str) -> "T":
         raise typer.BadParameter(str(error)) from error
 
 
+_MaxMacs = Annotated[Any, typer.Option(parser=_bound, metavar="N", help=_BOUND.format("MACs"))]
+_MaxParams = Annotated[Any, typer.Option(parser=_bound, metavar="N", help=_BOUND.format("parameters"))]
+_MinAccuracy = Annotated[
+    Any, typer.Option(parser=_accuracy, metavar="A", help="The least validation accuracy: 0.97 or 97%.")
+]
+
+
 @app.command()
 def front(
     directory: _Dir,
-    max_macs: Annotated[Any, typer.Option(parser=_bound, metavar="N", help=_BOUND.format("MACs"))] = None,
-    max_params: Annotated[Any, typer.Option(parser=_bound, metavar="N", help=_BOUND.format("parameters"))] = None,
-    min_accuracy: Annotated[
-        Any, typer.Option(parser=_accuracy, metavar="A", help="The least validation accuracy: 0.97 or 97%.")
-    ] = None,
+    max_macs: _MaxMacs = None,
+    max_params: _MaxParams = None,
+    min_accuracy: _MinAccuracy = None,
     knee: Annotated[bool, typer.Option("--knee", help="The front's knee alone, within the limits.")] = False,
     format_: Annotated[Format, typer.Option("--format", help="csv: one line a model.")] = Format.TABLE,
 ) -> None:
@@ -143,6 +148,37 @@ def front(
         Console().print(front_tables(found))
     else:
         print(as_csv(found) if format_ is Format.CSV else json.dumps(found.as_json(), indent=2) + "\n", end="")
+
+
+@app.command()
+def finetune(
+    directory: _Dir,
+    pick: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A candidate, e.g. trial-0003-cut-2; may be repeated.")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="At most so many [default: the sweep's finetune.num_models].")
+    ] = None,
+    max_macs: _MaxMacs = None,
+    max_params: _MaxParams = None,
+    min_accuracy: _MinAccuracy = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The knee of the candidates within the limits.")] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Seeds for each [default: the sweep's].")] = None,
+) -> None:
+    """Fine-tune more of a sweep's candidates: any cut of any trial. What is fine-tuned already is not run again.
+
+    Without --pick: those that add most to the front of all cuts within the limits, by their scores before fine-tuning.
+    """
+    from orchestrator.choice import Choice
+    from orchestrator.front import front_tables
+    from orchestrator.pipeline import run_finetuning
+    from orchestrator.selection import Limits
+
+    if pick and (num or knee or any(limit is not None for limit in (max_macs, max_params, min_accuracy))):
+        raise typer.BadParameter("--pick says which; it excludes --num, --knee and limits")
+    choice = Choice(tuple(pick or ()), num, Limits(max_macs, max_params, min_accuracy), knee)
+    console = Console()
+    console.print(front_tables(run_finetuning(directory, choice, repeats, console)))
 
 
 @app.command()

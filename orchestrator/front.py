@@ -1,6 +1,6 @@
 """What a sweep found: the dense baseline, the search's front and the fine-tuned finalists, as data and as tables."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.curves import candidates
-from orchestrator.jobs import candidate_name
+from orchestrator.finalists import Finalist, fine_tuned
 from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.paths import SweepPaths
 from orchestrator.picks import PickName, pick
@@ -21,7 +21,8 @@ from orchestrator.terminal import count, percent, plain_table
 class FrontPoint:
     """One model. Accuracies and ratios are fractions of 1, ratios to the dense network; MACs are of one sample.
 
-    `score`: of a network that was cut, the validation accuracy after a cheap recovery.
+    `score`: of a network that was cut, the validation accuracy after a cheap recovery. Of a finalist that was fine-tuned
+    `num_runs` times, accuracies are means, `val_std` and `test_std` standard deviations; all three are None for one run.
     """
 
     name: str
@@ -33,6 +34,9 @@ class FrontPoint:
     macs_ratio: float
     params: int
     params_ratio: float
+    num_runs: int | None = None
+    val_std: float | None = None
+    test_std: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -79,16 +83,16 @@ def sweep_front(records: list[RunRecord]) -> SweepFront:
     """Return the front of a sweep's table; a finalist is every network that was fine-tuned, whenever it was picked."""
     trials = [record for record in records if record.stage == "trial"]
     cuts = candidates(trials)
-    tuned = [record for record in records if record.stage == "finetune" and record.state == "COMPLETE"]
+    tuned = sorted(fine_tuned(records), key=lambda finalist: finalist.record.macs or 0)
     by_name = {cut.name: cut for cut in cuts}
-    dense = next((_point(r) for r in records if r.stage == "dense" and r.state == "COMPLETE"), None)
-    front = [_point(record) for record in front_of(cuts)]
-    finalists = [_point(record) for record in sorted(tuned, key=lambda record: record.macs or 0)]
+    dense = next((point_of(r) for r in records if r.stage == "dense" and r.state == "COMPLETE"), None)
+    front = [point_of(record) for record in front_of(cuts)]
+    finalists = [_finalist_point(finalist) for finalist in tuned]
     return SweepFront(
         dense,
         front,
         finalists,
-        {record.name: by_name[candidate_name(record.name)] for record in tuned},
+        {finalist.record.name: by_name[finalist.candidate] for finalist in tuned},
         front_hypervolume(cuts),
         pick(finalists or front, None if dense is None else dense.accuracy),
     )
@@ -122,9 +126,9 @@ def _finalist_table(front: SweepFront) -> Table:
         table.add_row(
             _named(point, front),
             *_costs(point),
-            percent(point.val_accuracy),
+            _spread(point.val_accuracy, point.val_std),
             percent(accuracy_of(before) if before else None),
-            percent(point.test_accuracy),
+            _spread(point.test_accuracy, point.test_std),
             _difference(point.test_accuracy, dense_test),
         )
     if front.dense is not None:
@@ -156,14 +160,26 @@ def _costs(point: FrontPoint) -> tuple[str, str, str]:
     )
 
 
+def _spread(mean: float | None, std: float | None) -> str:
+    return percent(mean) if std is None else f"{percent(mean)} ± {100 * std:.2f}"
+
+
 def _difference(value: float | None, base: float | None) -> str:
     return "" if value is None or base is None else f"{100 * (value - base):+.2f}"
 
 
-def _point(record: RunRecord) -> FrontPoint:
+def point_of(record: RunRecord) -> FrontPoint:
+    """Return a complete run, or a cut of one, as a point."""
     costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
     assert None not in costs, record.name
     return FrontPoint(record.name, record.run_id, record.val_accuracy, record.score, record.test_accuracy, *costs)  # type: ignore[arg-type]
+
+
+def _finalist_point(finalist: Finalist) -> FrontPoint:
+    point = point_of(finalist.record)
+    if finalist.num_runs == 1:
+        return point
+    return replace(point, num_runs=finalist.num_runs, val_std=finalist.val_std, test_std=finalist.test_std)
 
 
 def _plain(point: FrontPoint) -> dict[str, Any]:

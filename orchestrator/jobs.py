@@ -19,7 +19,8 @@ from trainers.errors import SweepError
 class Job:
     """One run: its unique name, its stage, the search space's settings, and the run that it starts from.
 
-    `epochs`: how many it trains where the configuration alone does not say it (`job_epochs`).
+    `epochs`: how many it trains where the configuration alone does not say it (`job_epochs`); `repeat` is added to the
+    configuration's seed.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Job:
     source: str | None = None
     trial_number: int | None = None
     epochs: int | None = None
+    repeat: int = 0
 
 
 def pretrain_job(start: MethodConfig) -> Job:
@@ -52,21 +54,21 @@ def trial_job(name: str, number: int, settings: dict[str, Any], source: str | No
     return Job(name, "trial", settings, source or stage_one_of(settings).name, number)
 
 
-def finetune_job(candidate: RunRecord) -> Job:
-    """Stage 3 from a cut of a finished trial (`curves.candidates`)."""
+def finetune_job(candidate: RunRecord, repeat: int = 0) -> Job:
+    """Stage 3 from a cut of a finished trial (`curves.candidates`); each `repeat` has another seed."""
     assert candidate.settings is not None, candidate.name
-    settings = json.loads(candidate.settings)
-    return Job(finetune_name(candidate), "finetune", settings, trial_of(candidate.name), candidate.trial_number)
+    settings, name = json.loads(candidate.settings), finetune_name(candidate.name, repeat)
+    return Job(name, "finetune", settings, trial_of(candidate.name), candidate.trial_number, repeat=repeat)
 
 
-def finetune_name(candidate: RunRecord) -> str:
-    """Return the name of the run that fine-tunes a candidate: `finetune-0003-cut-2` for `trial-0003-cut-2`."""
-    return candidate.name.replace("trial", "finetune", 1)
+def finetune_name(candidate: str, repeat: int = 0) -> str:
+    """Return the name of the run that fine-tunes `trial-0003-cut-2`: `finetune-0003-cut-2`, then `...-repeat-1`."""
+    return candidate.replace("trial", "finetune", 1) + (f"-repeat-{repeat}" if repeat else "")
 
 
 def candidate_name(finetuned: str) -> str:
     """Return the name of the candidate that a run fine-tuned."""
-    return finetuned.replace("finetune", "trial", 1)
+    return finetuned.partition("-repeat-")[0].replace("finetune", "trial", 1)
 
 
 def dense_job(config: SweepConfig, num_trials: int = 1) -> Job:
@@ -81,6 +83,7 @@ def job_configs(job: Job, config: SweepConfig) -> tuple[TrainingConfig, MethodCo
     from trainers.methods import resolve
 
     training, method = apply_settings(job.settings, config.training, MethodConfig())
+    training = replace(training, seed=training.seed + job.repeat)
     if job.stage == "finetune" and config.finetune.learning_rate is not None:
         training = replace(training, learning_rate=config.finetune.learning_rate)
     return training, resolve(method)

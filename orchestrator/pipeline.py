@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from orchestrator.config import SweepConfig
+from orchestrator.choice import Choice
+from orchestrator.config import SweepConfig, load_config
 from orchestrator.continuation import chain
 from orchestrator.curves import final_curve, trial_of
 from orchestrator.finalists import pick_finalists
@@ -30,16 +31,19 @@ from orchestrator.provenance import environment, environment_tags
 from orchestrator.publish import publish, publish_report
 from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord, read_records
+from orchestrator.sync import opened_tracker
 from orchestrator.tracking.spool import PARENT
 from search_spaces import find_search_space
 from trainers.cost import Cost
-from trainers.data import load_test
+from trainers.data import load_test, load_train_validation
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
     from optuna import Study
+    from ray import ObjectRef
 
     from orchestrator.tracking.tracker import Tracker
+    from trainers.data import ImageData
 
 
 def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront:
@@ -57,7 +61,6 @@ def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront
 
 
 def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console) -> SweepFront:
-    from orchestrator.study import close_running
     from orchestrator.tracking.target import tracking_target
     from orchestrator.tracking.tracker import Tracker
     from orchestrator.view import SweepView
@@ -67,21 +70,58 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     state = read_state(paths)
     tracker = Tracker(target, state["sweep_id"], paths.root, paths.tracking)
-    status = "FAILED"
     ledger = Ledger(config, paths, tracker, records)
     try:
-        write_state(paths, {**state, "store": target.key})
-        write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
-        _describe(config, paths, plan, tracker)
-        view = SweepView(console, config, len(plan.starts))
-        # in this order: Ray, as it starts, takes SIGTERM for itself
-        with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
-            _run_stages(config, paths, plan, ledger, study)
-        if config.tracking.log_models:
-            records = ledger.records()
-            front = sweep_front(records)
-            with _terminate_as_interrupt():
-                log_finalists(front, records, paths, plan.data, tracker)
+        with _concluding(ledger, config, paths, tracker, study):
+            write_state(paths, {**state, "store": target.key})
+            write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
+            _describe(config, paths, plan, tracker)
+            view = SweepView(console, config, len(plan.starts))
+            # in this order: Ray, as it starts, takes SIGTERM for itself
+            with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
+                _run_stages(config, paths, plan, ledger, study)
+            _log_models(ledger, config, paths, plan.data, tracker)
+    finally:
+        tracker.close()
+    return sweep_front(ledger.records())
+
+
+def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console: Console) -> SweepFront:
+    """Fine-tune more of a sweep's candidates, each `repeats` times (None: as the sweep says); returns the front with them.
+
+    What is fine-tuned already stays, and is not run again. Raises SweepError, before anything is trained, where there is no
+    finished search in `directory` or nothing to choose, and where a run fails.
+    """
+    import ray
+
+    from orchestrator.view import SweepView
+
+    prepare_environment()
+    paths = SweepPaths(directory.expanduser().absolute())
+    with opened_tracker(paths) as tracker:
+        config, records = load_config(paths.config), read_records(paths.results)
+        picks = choice.of(records, config)
+        images = load_train_validation(config.data)
+        ledger = Ledger(config, paths, tracker, records)
+        tracker.start_run(PARENT, "sweep", {}, {})
+        with _concluding(ledger, config, paths, tracker):
+            view = SweepView(console, config, 0)
+            with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
+                _finetune(
+                    picks, repeats or config.finetune.repeats, config, paths, images, ray.put(images.arrays()), ledger
+                )
+            _log_models(ledger, config, paths, images, tracker)
+    return sweep_front(ledger.records())
+
+
+@contextmanager
+def _concluding(
+    ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tracker", study: "Study | None" = None
+) -> Iterator[None]:
+    """However the block ends: leave no run and no trial open, and write down what has been found."""
+    status = "FAILED"
+    try:
+        yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -89,14 +129,20 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     finally:
         ledger.interrupted()
         tracker.end_run(PARENT, status)  # before all that can fail or take long: MLflow takes records of ended runs
-        try:
+        if study is not None:
+            from orchestrator.study import close_running
+
             close_running(study, {record.name: record for record in ledger.records("trial")})
-            front = publish(ledger, config, paths, tracker)
-            if status == "FINISHED" and config.tracking.log_report:
-                publish_report(paths, tracker)
-        finally:
-            tracker.close()
-    return front
+        publish(ledger, config, paths, tracker)
+        if status == "FINISHED" and config.tracking.log_report:
+            publish_report(paths, tracker)
+
+
+def _log_models(ledger: Ledger, config: SweepConfig, paths: SweepPaths, data: "ImageData", tracker: "Tracker") -> None:
+    if config.tracking.log_models:
+        records = ledger.records()
+        with _terminate_as_interrupt():
+            log_finalists(sweep_front(records), records, paths, data, tracker)
 
 
 def _describe(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, tracker: "Tracker") -> None:
@@ -140,10 +186,31 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     picks = pick_finalists(trials, config.finetune, config.search.constraints)
     if not picks:
         raise SweepError(_no_finalist(trials))
-    test = ray.put(load_test(config.data, plan.data).arrays())
-    by_name = {trial.name: trial for trial in trials}
+    _finetune(picks, config.finetune.repeats, config, paths, plan.data, data, ledger)
+
+
+def _finetune(
+    picks: list[RunRecord],
+    repeats: int,
+    config: SweepConfig,
+    paths: SweepPaths,
+    images: "ImageData",
+    data: "ObjectRef[dict[str, Any]]",
+    ledger: Ledger,
+) -> None:
+    """Train the dense baseline and the picks, as far as they are not there, and evaluate all on test data."""
+    import ray
+
+    from orchestrator.search import run_jobs
+
+    by_name = {trial.name: trial for trial in ledger.records("trial")}
     longest = max(1 + len(chain(by_name[trial_of(pick.name)], by_name)) for pick in picks)
-    jobs = [dense_job(config, longest), *(finetune_job(pick) for pick in picks)]  # the longest first
+    # the longest first
+    jobs = [
+        dense_job(config, longest),
+        *(finetune_job(pick, repeat) for repeat in range(repeats) for pick in picks),
+    ]
+    test = ray.put(load_test(config.data, images).arrays())
     run_jobs(jobs, config, paths, data, ledger, test)
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])
 

@@ -116,7 +116,7 @@ class SweepView:
         total = (
             self._num_stage1 * training.pretrain_epochs
             + config.search.num_trials * training.epochs
-            + finetune.num_models * finetune.epochs
+            + finetune.num_models * finetune.repeats * finetune.epochs
             + dense
         )
         done = sum(record.epochs or 0 for record in snapshot.records) + sum(run.epoch for run in snapshot.open_runs)

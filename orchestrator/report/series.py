@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.config import FinetuneConfig
 from orchestrator.curves import candidates, trial_of
-from orchestrator.jobs import candidate_name
+from orchestrator.finalists import fine_tuned
 from orchestrator.objectives import accuracy_of, front_of
 from orchestrator.records import RunRecord
 
@@ -38,7 +38,8 @@ def front_series(records: Sequence[RunRecord]) -> FrontSeries:
     for cut in cuts:
         curves.setdefault(trial_of(cut.name), []).append(cut)
     by_name = {cut.name: cut for cut in cuts}
-    finalists = sorted((record for record in records if record.stage == "finetune" and _complete(record)), key=_macs)
+    tuned = [finalist for finalist in fine_tuned(records) if _complete(finalist.record)]
+    finalists = sorted((finalist.record for finalist in tuned), key=_macs)
     return FrontSeries(
         trials=[cut for cut in cuts if cut.name in curves],
         stopped=[trial for trial in trials if trial.state == "PRUNED" and _drawable(trial)],
@@ -46,7 +47,7 @@ def front_series(records: Sequence[RunRecord]) -> FrontSeries:
         front=front_of(cuts),
         finalists=finalists,
         final_front=front_of(finalists),
-        before={finalist.name: by_name[candidate_name(finalist.name)] for finalist in finalists},
+        before={finalist.record.name: by_name[finalist.candidate] for finalist in tuned},
         dense=next((record for record in records if record.stage == "dense" and _complete(record)), None),
     )
 
