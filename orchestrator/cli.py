@@ -182,6 +182,29 @@ def finetune(
 
 
 @app.command()
+def latency(
+    directory: _Dir,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Images a batch [default: 1 and 64].")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads on the CPU [default: 1 and all].")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also by torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds, in each of which every network is timed once.")] = 15,
+) -> None:
+    """Time the finalists beside the dense network on this machine; layers that are faster dense are deployed dense."""
+    from orchestrator.latency import Settings, latency_tables, measure
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    settings = Settings(
+        batches=tuple(batch or (1, 64)),
+        threads=tuple(threads or dict.fromkeys((1, cores))),
+        engines=("eager", "compile") if compiled else ("eager",),
+        device=device,
+        rounds=rounds,
+    )
+    Console().print(latency_tables(measure(directory, settings)))
+
+
+@app.command()
 def sync(directory: _Dir) -> None:
     """Send to MLflow what a sweep could not: its store was away, or the sweep was killed."""
     from orchestrator.paths import SweepPaths

@@ -91,6 +91,11 @@ class SweepPaths:
         return self.root / "report.html"
 
     @property
+    def latency(self) -> Path:
+        """What `rankfront latency` measured."""
+        return self.root / "latency.json"
+
+    @property
     def stage_one_store(self) -> Path:
         """Networks of stage 1 by what they depend on, beside the sweep: other sweeps in the same folder share them."""
         return self.root.parent / ".stage1"
@@ -103,6 +108,10 @@ class SweepPaths:
     def curve(self, name: str) -> Path:
         """All scored cuts of one trial, as MLflow shows tables."""
         return self.run(name) / "curve.json"
+
+    def deployed(self, name: str) -> Path:
+        """A finalist's network with those layers dense that measured faster so, where there are any."""
+        return self.run(name) / "deployed.pt"
 
     def packed_model(self, name: str) -> Path:
         """A run's network on its way to MLflow."""

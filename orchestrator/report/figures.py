@@ -56,8 +56,7 @@ def latency_figure(series: FrontSeries, finetune: FinetuneConfig) -> go.Figure:
 
 def latency_ms(record: RunRecord) -> float | None:
     """Return the latency that was measured of a run's network, None where none was."""
-    value: float | None = getattr(record, "latency_ms", None)
-    return value
+    return record.latency_ms
 
 
 def has_latency(series: FrontSeries) -> bool:
