@@ -4,17 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from programs import RANKFRONT
 
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records
 
-RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 CONFIG = """
 name: cli
 model: {name: tiny}

@@ -4,19 +4,16 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from programs import RANKFRONT
 from test_report import CONFIG, TABLE, trial, write_directory
 
 from orchestrator.objectives import front_hypervolume
 from orchestrator.records import write_records
 from orchestrator.report.compare import compare_sweeps, labels, read_sweeps
 from trainers.errors import SweepError
-
-RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 
 
 def compare(*arguments):

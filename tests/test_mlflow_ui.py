@@ -1,24 +1,19 @@
 """A sweep as a person sees it in MLflow's UI, in a real browser."""
 
-import shutil
-import sys
-from pathlib import Path
-
 import pytest
 from mlflow import MlflowClient
+from programs import CHROMIUM, NO_CHROMIUM, RANKFRONT
 from recorded import record_sweep
 from servers import free_port, running
 
 from orchestrator.paths import SweepPaths
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 LIMIT_MS = 60_000
 
 
 @pytest.mark.browser
 @pytest.mark.server
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 def test_the_sweep_its_front_and_its_picture_are_there(small_sweep, tmp_path, monkeypatch):
     from playwright.sync_api import sync_playwright
 

@@ -2,15 +2,14 @@
 
 import logging
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from programs import RANKFRONT
 from recorded import open_tracker, record_sweep
 from servers import served_model
 
@@ -25,7 +24,6 @@ from trainers.errors import SweepError
 from trainers.saved_model import load_model
 from trainers.serving import PixelModel
 
-RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 CHOICES = [{"decomposition": "channel", "energy": 0.05}, {"decomposition": "channel", "energy": 0.3}]
 
 

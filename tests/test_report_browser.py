@@ -1,10 +1,10 @@
 """The report in a real browser, opened as a file: linked pictures and table, filters, small screens, dark mode."""
 
-import shutil
 import sys
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from programs import CHROMIUM, NO_CHROMIUM
 
 from orchestrator.report.images import write_images
 from orchestrator.report.pictures import pictures
@@ -12,10 +12,9 @@ from orchestrator.report.sweep import read_sweep
 from orchestrator.report.write import write_report
 from trainers.errors import SweepError
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH"),
+    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
 ]
 TRIALS = 40
 

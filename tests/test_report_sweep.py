@@ -3,18 +3,16 @@
 import re
 import shlex
 import subprocess
-import sys
 from html import unescape
-from pathlib import Path
 
 import pytest
+from programs import RANKFRONT
 from rich.console import Console
 
 from orchestrator.pipeline import run_sweep
 from orchestrator.report.sweep import read_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 
 
 @pytest.fixture(scope="module")

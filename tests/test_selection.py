@@ -4,14 +4,13 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import RANKFRONT
 
 from orchestrator.config import dump_config
 from orchestrator.front import FrontPoint, SweepFront, read_front
@@ -21,7 +20,6 @@ from orchestrator.picks import PICKS, TOLERANCE, pick
 from orchestrator.records import RunRecord, write_records
 from orchestrator.selection import Bound, Limits, NothingMatchesError, as_csv, parse_accuracy, parse_bound, select
 
-RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 DENSE_MACS = 1000
 
 

@@ -7,11 +7,11 @@ import secrets
 import subprocess
 import sys
 import urllib.error
-from pathlib import Path
 
 import psycopg
 import pytest
 from mlflow import MlflowClient
+from programs import RANKFRONT
 from servers import fetch, free_port, mlflow_server, postgres, running
 from trial_records import point, record
 
@@ -22,7 +22,6 @@ from orchestrator.records import read_records
 from orchestrator.study import open_study, tell
 from search_spaces import find_search_space
 
-RANKFRONT = str(Path(sys.executable).parent / "rankfront")
 CONFIG = """
 name: guarded
 model: {name: tiny}
