@@ -126,6 +126,9 @@ def front(
     max_macs: _MaxMacs = None,
     max_params: _MaxParams = None,
     min_accuracy: _MinAccuracy = None,
+    max_latency: Annotated[
+        float | None, typer.Option(metavar="MS", help="The longest latency that was measured (`rankfront latency`).")
+    ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="The front's knee alone, within the limits.")] = False,
     format_: Annotated[Format, typer.Option("--format", help="csv: one line a model.")] = Format.TABLE,
 ) -> None:
@@ -137,7 +140,7 @@ def front(
     from orchestrator.front import front_tables, read_front
     from orchestrator.selection import Limits, NothingMatchesError, as_csv, select
 
-    found, limits = read_front(directory), Limits(max_macs, max_params, min_accuracy)
+    found, limits = read_front(directory), Limits(max_macs, max_params, min_accuracy, max_latency)
     if knee or limits != Limits():
         try:
             found = select(found, limits, knee=knee)

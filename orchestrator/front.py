@@ -23,6 +23,7 @@ class FrontPoint:
 
     `score`: of a network that was cut, the validation accuracy after a cheap recovery. Of a finalist that was fine-tuned
     `num_runs` times, accuracies are means, `val_std` and `test_std` standard deviations; all three are None for one run.
+    `latency_ms`: what `rankfront latency` measured.
     """
 
     name: str
@@ -37,6 +38,7 @@ class FrontPoint:
     num_runs: int | None = None
     val_std: float | None = None
     test_std: float | None = None
+    latency_ms: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -172,7 +174,8 @@ def point_of(record: RunRecord) -> FrontPoint:
     """Return a complete run, or a cut of one, as a point."""
     costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
     assert None not in costs, record.name
-    return FrontPoint(record.name, record.run_id, record.val_accuracy, record.score, record.test_accuracy, *costs)  # type: ignore[arg-type]
+    accuracies = (record.val_accuracy, record.score, record.test_accuracy)
+    return FrontPoint(record.name, record.run_id, *accuracies, *costs, latency_ms=record.latency_ms)  # type: ignore[arg-type]
 
 
 def _finalist_point(finalist: Finalist) -> FrontPoint:

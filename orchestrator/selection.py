@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from dataclasses import dataclass, fields, replace
 
@@ -53,11 +54,15 @@ def parse_accuracy(text: str) -> float:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model must keep to; None: no limit. The accuracy is that on validation data, a fraction of 1."""
+    """What a model must keep to; None: no limit. The accuracy is that on validation data, a fraction of 1.
+
+    No model keeps to a latency that was not measured (`rankfront latency`).
+    """
 
     max_macs: Bound | None = None
     max_params: Bound | None = None
     min_accuracy: float | None = None
+    max_latency_ms: float | None = None
 
     def admit(self, point: FrontPoint) -> bool:
         """Whether a model keeps to all of them."""
@@ -65,6 +70,7 @@ class Limits:
             (self.max_macs is None or self.max_macs.admits(point.macs, point.macs_ratio))
             and (self.max_params is None or self.max_params.admits(point.params, point.params_ratio))
             and (self.min_accuracy is None or (point.accuracy or 0.0) >= self.min_accuracy - _ROUNDING)
+            and (self.max_latency_ms is None or (point.latency_ms or math.inf) <= self.max_latency_ms)
         )
 
     def __str__(self) -> str:
@@ -75,6 +81,8 @@ class Limits:
         ]
         if self.min_accuracy is not None:
             parts.append(f"a validation accuracy of at least {100 * self.min_accuracy:g}%")
+        if self.max_latency_ms is not None:
+            parts.append(f"a measured latency of at most {self.max_latency_ms:g} ms")
         return " and ".join(parts) or "no limit"
 
 
@@ -103,6 +111,12 @@ def _nothing(front: SweepFront, limits: Limits) -> str:
         return "the sweep has no complete trial yet, and so nothing to choose from"
     smallest, best = min(pool, key=lambda point: point.macs), max(pool, key=lambda point: point.accuracy or 0.0)
     kind = "finalists" if front.finalists else "cuts on the search's front"
+    times = [point.latency_ms for point in pool if point.latency_ms is not None]
+    if limits.max_latency_ms is not None:
+        timed = (
+            f"the shortest latency is {min(times):.3g} ms" if times else "no latency was measured (`rankfront latency`)"
+        )
+        return f"none of the {len(pool)} {kind} has {limits}; {timed}; relax a limit"
     return (
         f"none of the {len(pool)} {kind} has {limits}; the fewest MACs are {smallest.macs:,} "
         f"({100 * smallest.macs_ratio:.1f}%, with {smallest.params:,} parameters), the best validation accuracy is "

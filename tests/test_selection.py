@@ -115,6 +115,15 @@ class TestBounds:
 
 
 class TestSelect:
+    def test_a_latency_that_was_not_measured_keeps_to_no_limit(self):
+        timed = [replace(FINALISTS[0], latency_ms=2.0), replace(FINALISTS[1], latency_ms=3.0), *FINALISTS[2:]]
+        front = replace(FRONT, finalists=timed)
+        assert [point.name for point in select(front, Limits(max_latency_ms=2.5), knee=False).finalists] == ["a"]
+        with pytest.raises(NothingMatchesError, match="latency of at most 1 ms; the shortest latency is 2 ms"):
+            select(front, Limits(max_latency_ms=1), knee=False)
+        with pytest.raises(NothingMatchesError, match="no latency was measured"):
+            select(FRONT, Limits(max_latency_ms=1), knee=False)
+
     @pytest.mark.parametrize(
         ("limits", "names"),
         [
