@@ -42,10 +42,13 @@ def test_speedups_are_geometric_means_over_pairs():
     point = [(0.1, 0.9)]
     slow = [Outcome([Event(cost, point)], point) for cost in (20, 80)]
     fast = [Outcome([Event(10, point)], point) for _ in range(2)]
-    row = summary(task, {OURS: fast, "slow": slow})["slow"]["to_95%"]
-    assert row["speedup"] == pytest.approx(4)
-    assert row["interval"] == pytest.approx((2, 8))
-    assert row["reached"] == 2
+    found = summary(task, {OURS: fast, "slow": slow})["slow"]
+    for row in (found["to_95%"], found["to_its_end"]):
+        assert row["speedup"] == pytest.approx(4)
+        assert row["interval"] == pytest.approx((2, 8))
+    assert found["to_95%"]["reached"] == 2
+    worse = [Outcome([Event(10, [(0.2, 0.6)])], point) for _ in range(2)]
+    assert summary(task, {OURS: worse, "slow": slow})["slow"]["to_its_end"]["pairs"] == 0  # it never has that much
 
 
 def test_scores_of_another_kind_neither_set_the_yardstick_nor_are_held_to_it():
@@ -59,7 +62,7 @@ def test_scores_of_another_kind_neither_set_the_yardstick_nor_are_held_to_it():
     assert found[OURS]["hypervolume"] == [1]
     assert found[OTHER_SCORES[0]] == {"total_core_s": 5, "test_hypervolume": [pytest.approx(0.9 * 0.3 / 0.5)]}
     row = next(line for line in markdown(tasks, dict.fromkeys(tasks, found), 1).splitlines() if OTHER_SCORES[0] in line)
-    assert row == f"| {OTHER_SCORES[0]} | - | - | - | - | 5 | - | 0.5400 ± 0.0000 |"
+    assert row == f"| {OTHER_SCORES[0]} | - | - | - | - | 5 | - | - | 0.5400 ± 0.0000 |"
 
 
 TABLE = [  # two epochs, one point an epoch: (score, share of MACs)
