@@ -94,6 +94,8 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
     """
     import ray
 
+    from orchestrator.choices import probe_search_space
+    from orchestrator.packing import with_measured_share
     from orchestrator.view import SweepView
 
     prepare_environment()
@@ -107,9 +109,10 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
         with _concluding(ledger, config, paths, tracker):
             view = SweepView(console, config, 0)
             with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
-                _finetune(
-                    picks, repeats or config.finetune.repeats, config, paths, images, ray.put(images.arrays()), ledger
-                )
+                data = ray.put(images.arrays())
+                starts = probe_search_space(find_search_space(config.search_space))
+                measured = with_measured_share(config, starts, data)
+                _finetune(picks, repeats or config.finetune.repeats, measured, paths, images, data, ledger)
             _log_models(ledger, config, paths, images, tracker)
     return sweep_front(ledger.records())
 
