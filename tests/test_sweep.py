@@ -11,6 +11,8 @@ from optuna.trial import TrialState
 from sweeps import comparable, run, study_states, study_trials, trials_of
 
 from orchestrator.config import load_config
+from orchestrator.continuation import chain
+from orchestrator.curves import trial_of
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records
 from orchestrator.study import ADDED
@@ -33,7 +35,9 @@ class TestFinishedSweep:
         assert sorted(rows) == sorted(["pretrain-channel", *trials, *finetunes, "dense"])
         assert 1 <= len(finetunes) <= 2
         assert {row["state"] for row in rows.values()} == {"COMPLETE"}
-        assert rows["dense"]["epochs"] == 2 + 2 + 1
+        by_name = {record.name: record for record in trials_of(output)}
+        lengths = [1 + len(chain(by_name[trial_of(name.replace("finetune", "trial"))], by_name)) for name in finetunes]
+        assert rows["dense"]["epochs"] == 2 + 2 * max(lengths) + 1
         assert rows[trials[0]]["source"] == "pretrain-channel"
         assert rows[trials[0]]["layers"] == ["0", "3", "6", "11"]
         assert len(rows[trials[0]]["ranks"]) == 4
