@@ -135,7 +135,8 @@ def _epochs(
     if job.stage == "dense":
         results = recipe.train_dense(setting, epochs, folder)
     elif job.stage == "pretrain":
-        results = recipe.pretrain(setting, method, folder, paths.stage_one_store)
+        store = paths.stage_one_store if config.resources.share_stage_one else None
+        results = recipe.pretrain(setting, method, folder, store)
     elif job.stage == "trial":
         if start is None and not source.exists():
             raise SweepError(

@@ -33,7 +33,7 @@ from orchestrator.records import RunRecord, read_records
 from orchestrator.tracking.spool import PARENT
 from search_spaces import find_search_space
 from trainers.cost import Cost
-from trainers.data import load_test
+from trainers.data import ImageData, load_test
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
 
 
-def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront:
+def run_sweep(config: SweepConfig, output: Path, console: Console, rerun_of: str | None = None) -> SweepFront:
     """Run the sweep in `output`, or go on with the one that is there; returns what it found.
+
+    `rerun_of`: the MLflow run of the sweep that this one repeats, a tag of its parent run.
 
     Raises ConfigError, DataError or SweepError before anything is trained or written where a rule is broken, SweepError
     where stage 1, every trial or a run of the final stage fails, and KeyboardInterrupt after leaving all in order.
@@ -53,10 +55,10 @@ def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront
     require_ours_or_empty(paths, config)
     plan = plan_sweep(config)
     with claimed(paths, config):
-        return _run(config, paths, plan, console)
+        return _run(config, paths, plan, console, rerun_of)
 
 
-def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console) -> SweepFront:
+def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console, rerun_of: str | None) -> SweepFront:
     from orchestrator.study import close_running
     from orchestrator.tracking.target import tracking_target
     from orchestrator.tracking.tracker import Tracker
@@ -72,7 +74,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     try:
         write_state(paths, {**state, "store": target.key})
         write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
-        _describe(config, paths, plan, tracker)
+        _describe(config, paths, plan, tracker, rerun_of)
         view = SweepView(console, config, len(plan.starts))
         # in this order: Ray, as it starts, takes SIGTERM for itself
         with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
@@ -99,11 +101,14 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     return front
 
 
-def _describe(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, tracker: "Tracker") -> None:
+def _describe(
+    config: SweepConfig, paths: SweepPaths, plan: SweepPlan, tracker: "Tracker", rerun_of: str | None
+) -> None:
     """Open the parent run, with the settings and where its numbers come from."""
-    found = environment()
+    found = {**environment(), "data": {"train": plan.data.fingerprints()}}
     write_text(paths.environment, json.dumps(found, indent=2) + "\n")
     tags = {**_cost_tags(plan.dense_cost), **environment_tags(found), "seed": str(config.training.seed)}
+    tags |= {} if rerun_of is None else {"rerun_of": rerun_of}
     tracker.start_run(PARENT, "sweep", flat_settings(config), {})
     tracker.set_tags(PARENT, {key: value for key, value in tags.items() if value})
 
@@ -140,12 +145,20 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     picks = pick_finalists(trials, config.finetune, config.search.constraints)
     if not picks:
         raise SweepError(_no_finalist(trials))
-    test = ray.put(load_test(config.data, plan.data).arrays())
+    test_data = load_test(config.data, plan.data)
+    _note_test_data(paths, test_data)
+    test = ray.put(test_data.arrays())
     by_name = {trial.name: trial for trial in trials}
     longest = max(1 + len(chain(by_name[trial_of(pick.name)], by_name)) for pick in picks)
     jobs = [dense_job(config, longest), *(finetune_job(pick) for pick in picks)]  # the longest first
     run_jobs(jobs, config, paths, data, ledger, test)
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])
+
+
+def _note_test_data(paths: SweepPaths, test: ImageData) -> None:
+    found = json.loads(paths.environment.read_text())
+    found["data"]["test"] = test.fingerprints()
+    write_text(paths.environment, json.dumps(found, indent=2) + "\n")
 
 
 def _no_finalist(trials: list[RunRecord]) -> str:

@@ -55,7 +55,13 @@ def _hardware() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": _cpu_model(), "cpu_count": os.cpu_count(), "memory_bytes": memory, "gpus": gpus}
+    return {
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # which of its kernels torch uses here
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": memory,
+        "gpus": gpus,
+    }
 
 
 def _cpu_model() -> str:
