@@ -26,14 +26,14 @@ from orchestrator.models import log_finalists
 from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
-from orchestrator.provenance import environment, environment_tags
+from orchestrator.provenance import environment, environment_tags, with_data
 from orchestrator.publish import publish, publish_report
 from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord, read_records
 from orchestrator.tracking.spool import PARENT
 from search_spaces import find_search_space
 from trainers.cost import Cost
-from trainers.data import ImageData, load_test
+from trainers.data import load_test
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _describe(
     config: SweepConfig, paths: SweepPaths, plan: SweepPlan, tracker: "Tracker", rerun_of: str | None
 ) -> None:
     """Open the parent run, with the settings and where its numbers come from."""
-    found = {**environment(), "data": {"train": plan.data.fingerprints()}}
+    found = with_data(environment(), plan.data)  # the test split is not touched before the final stage
     write_text(paths.environment, json.dumps(found, indent=2) + "\n")
     tags = {**_cost_tags(plan.dense_cost), **environment_tags(found), "seed": str(config.training.seed)}
     tags |= {} if rerun_of is None else {"rerun_of": rerun_of}
@@ -146,19 +146,14 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     if not picks:
         raise SweepError(_no_finalist(trials))
     test_data = load_test(config.data, plan.data)
-    _note_test_data(paths, test_data)
+    found = json.loads(paths.environment.read_text())
+    write_text(paths.environment, json.dumps(with_data(found, plan.data, test_data), indent=2) + "\n")
     test = ray.put(test_data.arrays())
     by_name = {trial.name: trial for trial in trials}
     longest = max(1 + len(chain(by_name[trial_of(pick.name)], by_name)) for pick in picks)
     jobs = [dense_job(config, longest), *(finetune_job(pick) for pick in picks)]  # the longest first
     run_jobs(jobs, config, paths, data, ledger, test)
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])
-
-
-def _note_test_data(paths: SweepPaths, test: ImageData) -> None:
-    found = json.loads(paths.environment.read_text())
-    found["data"]["test"] = test.fingerprints()
-    write_text(paths.environment, json.dumps(found, indent=2) + "\n")
 
 
 def _no_finalist(trials: list[RunRecord]) -> str:

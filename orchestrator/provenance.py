@@ -7,7 +7,10 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainers.data import ImageData
 
 _PACKAGES = ("rankfront", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "pyarrow", "scikit-learn")
 _GIT_LIMIT_S = 10
@@ -26,6 +29,12 @@ def environment() -> dict[str, Any]:
         "hardware": _hardware(),
         "git": _git(),
     }
+
+
+def with_data(found: dict[str, Any], train: "ImageData", test: "ImageData | None" = None) -> dict[str, Any]:
+    """Return `environment()` with "data": the digests of each split that was read (`ImageData.fingerprints`)."""
+    splits = {"train": train} if test is None else {"train": train, "test": test}
+    return {**found, "data": {split: data.fingerprints() for split, data in splits.items()}}
 
 
 def environment_tags(found: dict[str, Any]) -> dict[str, str]:

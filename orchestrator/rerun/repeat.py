@@ -20,7 +20,7 @@ from orchestrator.ledger import METRIC_COLUMNS, Ledger
 from orchestrator.output import write_state, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
-from orchestrator.provenance import environment
+from orchestrator.provenance import environment, with_data
 from orchestrator.records import RunRecord
 from orchestrator.report.sweep import Sweep, read_sweep
 from orchestrator.rerun.changes import (
@@ -102,8 +102,7 @@ def prepare(directory: Path, name: str | None, overrides: list[str]) -> Prepared
     inexact = why_not_exact(changes, config)
     if inexact is None and name is None and config.search.max_concurrent > 1:
         inexact = "with search.max_concurrent above 1 what is proposed depends on which trial ends first"
-    known_data = {"train": data.fingerprints(), **({} if test is None else {"test": test.fingerprints()})}
-    return Prepared(sweep, name, config, changes, inexact, data, test, {**found, "data": known_data})
+    return Prepared(sweep, name, config, changes, inexact, data, test, with_data(found, data, test))
 
 
 def _require_device(config: SweepConfig) -> None:

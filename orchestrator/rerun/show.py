@@ -50,7 +50,7 @@ def print_spread(spreads: list[Spread], console: Console) -> None:
     rows = [
         (
             spread.metric,
-            _text(spread.recorded),
+            f"{spread.recorded:.6g}",
             f"{spread.mean:.6g}",
             f"{spread.std:.3g}",
             f"{(spread.recorded - spread.mean) / spread.std:+.2f} std" if spread.std > 0 else "",
