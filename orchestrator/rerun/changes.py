@@ -51,7 +51,8 @@ def run_changes(saved: SavedModel | None, job: Job, config: SweepConfig, overrid
 
 
 def _trained_with(record: dict[str, Any]) -> dict[str, Any]:
-    return flatten({key: record[key] for key in ("epochs", "training", "method", "model") if key in record})
+    keys = ("epochs", "training", "method", "model", "factorization", "curve", "distillation")
+    return flatten({key: record[key] for key in keys if key in record})
 
 
 def _settings_of(saved: SavedModel, job: Job, config: SweepConfig) -> dict[str, Any]:
@@ -65,6 +66,12 @@ def _settings_of(saved: SavedModel, job: Job, config: SweepConfig) -> dict[str, 
     }
     if job.stage in ("trial", "finetune"):
         settings["method"] = as_record(method)
+    sections = {
+        "factorization": config.factorization,
+        "curve": config.curve,
+        "distillation": config.finetune.distillation,
+    }
+    settings |= {key: as_record(section) for key, section in sections.items() if key in saved.config}
     return flatten(settings)
 
 
@@ -121,9 +128,9 @@ def _environment_pairs(there: Mapping[str, Any], here: Mapping[str, Any]) -> dic
     for key in ("cpu_capability", "gpus"):
         if key in hardware:
             pairs[key] = (hardware[key], here["hardware"][key])
-    git_there, git_here = there.get("git") or {}, here["git"] or {}
-    for key in ("commit", "dirty"):
-        pairs[f"git {key}"] = (git_there.get(key, NOT_RECORDED), git_here.get(key, "no repository"))
+    git_there, git_here = (found.get("git") or {} for found in (there, here))
+    for what, key in (("git commit", "commit"), ("uncommitted changes", "dirty")):
+        pairs[what] = (git_there.get(key, NOT_RECORDED), git_here.get(key, "no repository"))
     return pairs
 
 

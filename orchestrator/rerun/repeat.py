@@ -90,6 +90,7 @@ def prepare(directory: Path, name: str | None, overrides: list[str]) -> Prepared
     changes = setting_changes(sweep, config)
     if record is not None:
         _require_device(config)
+        recorded_store(sweep.paths, sweep.config.name)
         job = recorded_job(record)
         changes = run_changes(saved, job, config, changes)
         starts = list(start_files(sweep, job).values())
@@ -144,7 +145,9 @@ def _repeat_sweep(prepared: Prepared, output: Path | None, console: Console) -> 
     from orchestrator.tracking.tracker import IDS_FILE
 
     sweep = prepared.sweep
-    root = _new_folder(sweep, "sweep", output)
+    root = _new_folder(sweep, "sweep", None) if output is None else output.expanduser().absolute()
+    if root.exists() and root.samefile(sweep.paths.root):
+        raise SweepError(f"a rerun must not go on in the directory of its record {output}; use another --output")
     ids = read_ids(sweep.paths.tracking / IDS_FILE, sweep.identity.get("store", ""))
     run_sweep(_alone(prepared.config), root, console, ids.get(PARENT))
     again = read_sweep(root)

@@ -1,6 +1,7 @@
 """What `rankfront rerun` prints."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestrator.rerun.compare import TOLERANCE_TEXT, Difference
 from orchestrator.rerun.repeat import REPORT_FILE, Prepared, Repetition, Spread
 
 _MOST_ROWS = 20
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def print_changes(prepared: Prepared, console: Console) -> None:
@@ -67,6 +69,8 @@ def _row(difference: Difference) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str) and _COMMIT.fullmatch(value):
+        return value[:12]
     if isinstance(value, dict | list | tuple):
         return json.dumps(value)
     return "-" if value is None else repr(value) if isinstance(value, float) else str(value)
