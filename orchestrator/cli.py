@@ -160,7 +160,9 @@ def rerun(
     output: Annotated[Path | None, typer.Option(help="A new folder for it [default: DIR/reruns/<name>-<n>].")] = None,
 ) -> None:
     """Train a recorded run, or the whole sweep, again, and compare every metric with the record."""
-    from orchestrator.rerun.repeat import prepare, repeat, repeat_with_seeds
+    from orchestrator.rerun.prepare import prepare
+    from orchestrator.rerun.repeat import repeat
+    from orchestrator.rerun.seeds import repeat_with_seeds
     from orchestrator.rerun.show import print_changes, print_comparison, print_spread
 
     if seeds is not None and (name is None or verify or output is not None):

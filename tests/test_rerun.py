@@ -19,7 +19,7 @@ from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, read_records, write_records
 from orchestrator.rerun.compare import Run, compare_runs, compare_sweeps
 from orchestrator.rerun.recorded import saved_run
-from orchestrator.rerun.repeat import Spread
+from orchestrator.rerun.seeds import Spread
 from trainers.config import DataConfig, ModelConfig, TrainingConfig
 from trainers.errors import CheckpointError, SweepError
 from trainers.saved_model import save_model

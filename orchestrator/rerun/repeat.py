@@ -1,40 +1,29 @@
 """Train what was recorded once more, into a folder of its own, and compare."""
 
 import json
-import math
 import os
 import shutil
-import statistics
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from orchestrator.config import SweepConfig, dump_config, load_config
+from orchestrator.config import SweepConfig, dump_config
 from orchestrator.jobs import Job, run_job
-from orchestrator.ledger import METRIC_COLUMNS, Ledger
+from orchestrator.ledger import Ledger
 from orchestrator.output import write_state, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
-from orchestrator.provenance import environment, with_data
 from orchestrator.records import RunRecord
 from orchestrator.report.sweep import Sweep, read_sweep
-from orchestrator.rerun.changes import (
-    Change,
-    data_changes,
-    environment_changes,
-    run_changes,
-    setting_changes,
-    why_not_exact,
-)
 from orchestrator.rerun.compare import Comparison, Run, compare_runs, compare_sweeps
-from orchestrator.rerun.recorded import changed_starts, record_of, recorded_job, saved_run, start_files
+from orchestrator.rerun.prepare import Prepared
+from orchestrator.rerun.recorded import record_of, recorded_job, saved_run, start_files
 from orchestrator.sync import recorded_store
-from trainers.data import ImageData, load_test, load_train_validation
 from trainers.errors import SweepError
 from trainers.recipe import MODEL_FILE
 
@@ -42,28 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
 
 REPORT_FILE = "rerun.json"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A repetition that has not begun: what it repeats, with which settings, and what is otherwise here.
-
-    `name` is None for the whole sweep. `inexact` says why equal bits are not asked for, None where they are.
-    """
-
-    sweep: Sweep
-    name: str | None
-    config: SweepConfig
-    changes: list[Change]
-    inexact: str | None
-    data: ImageData
-    test: ImageData | None
-    environment: dict[str, Any]
-
-    @property
-    def input_changes(self) -> list[Change]:
-        """The changes with which no repetition can agree."""
-        return [change for change in self.changes if change.input]
+_FLUSH_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -73,48 +41,6 @@ class Repetition:
     root: Path
     comparison: Comparison
     records: list[RunRecord]
-
-
-def prepare(directory: Path, name: str | None, overrides: list[str]) -> Prepared:
-    """Read the record, and compare all that a training depends on; trains nothing.
-
-    Raises SweepError, ConfigError, DataError and CheckpointError where the record or the data cannot be read or used.
-    """
-    sweep = read_sweep(directory)
-    config = load_config(sweep.paths.config, overrides)
-    record = None if name is None else record_of(sweep, name)
-    saved = None if name is None else saved_run(sweep.paths, name)
-    data = load_train_validation(config.data)
-    trials_alone = record is not None and record.stage in ("pretrain", "trial")
-    test = None if trials_alone else load_test(config.data, data)
-    changes = setting_changes(sweep, config)
-    if record is not None:
-        _require_device(config)
-        recorded_store(sweep.paths, sweep.config.name)
-        job = recorded_job(record)
-        changes = run_changes(saved, job, config, changes)
-        starts = list(start_files(sweep, job).values())
-        changes += [
-            Change(f"start {file}", "as recorded", "another network", input=True)
-            for file in changed_starts(saved, starts)
-        ]
-    found = environment()
-    changes += data_changes(sweep, saved, data, test) + environment_changes(sweep.environment, found)
-    inexact = why_not_exact(changes, config)
-    if inexact is None and name is None and config.search.max_concurrent > 1:
-        inexact = "with search.max_concurrent above 1 what is proposed depends on which trial ends first"
-    return Prepared(sweep, name, config, changes, inexact, data, test, with_data(found, data, test))
-
-
-def _require_device(config: SweepConfig) -> None:
-    """A whole sweep may find its GPUs elsewhere; one run is trained in this process."""
-    import torch
-
-    if config.resources.gpus_per_trial != 0 and not torch.cuda.is_available():
-        raise SweepError(
-            "a run that was trained on a GPU needs one, but PyTorch finds none here; add --set resources.gpus_per_trial=0 "
-            "to repeat it on the CPU"
-        )
 
 
 def _alone(config: SweepConfig) -> SweepConfig:
@@ -189,8 +115,8 @@ def _train(
     ledger = Ledger(config, paths, tracker, [], alone=True)
     ledger.started(job)
     source = prepared.sweep.by_name.get(record.source or "")
-    tags = {"rerun_of": record.run_id, **({} if source is None else {"source_run_id": source.run_id})}
-    tracker.set_tags(job.name, tags)
+    tags = {"rerun_of": record.run_id or record.name}
+    tracker.set_tags(job.name, tags if source is None else {**tags, "source_run_id": source.run_id})
     test = prepared.test.arrays() if prepared.test is not None and record.state == "COMPLETE" else None
     error, stopped = None, False
     try:
@@ -201,10 +127,13 @@ def _train(
             ledger.reported(job.name, result)
             if stopped := record.state == "PRUNED" and result["epoch"] == record.epochs:
                 break
-        return ledger.ended(job.name, error, stopped=stopped)
+        ended = ledger.ended(job.name, error, stopped=stopped)
     except KeyboardInterrupt:
         ledger.interrupted()
         raise
+    tracker.flush(_FLUSH_S)  # so that the table names the run by its id
+    ledger.save()
+    return ended
 
 
 def _seeded(job: Job, config: SweepConfig, seed: int) -> tuple[Job, SweepConfig]:
@@ -254,47 +183,3 @@ def _tracker(sweep: Sweep, paths: SweepPaths) -> "Iterator[Tracker]":
         yield tracker
     finally:
         tracker.close()
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One metric over several seeds: the recorded value, and mean and standard deviation (n - 1) of the others."""
-
-    metric: str
-    recorded: float
-    values: list[float]
-
-    @property
-    def mean(self) -> float:
-        """Of the repetitions alone."""
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float:
-        """NaN for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
-
-    @property
-    def below(self) -> int:
-        """How many repetitions are below the recorded value."""
-        return sum(value < self.recorded for value in self.values)
-
-
-def repeat_with_seeds(prepared: Prepared, count: int) -> list[Spread]:
-    """Train the run with the `count` seeds after its own, from the same start, and return each metric's spread."""
-    assert prepared.name is not None
-    record = record_of(prepared.sweep, prepared.name)
-    first = (record.seed or 0) + 1
-    found = [repeat_run(prepared, seed=seed).records[0] for seed in range(first, first + count)]
-    complete = [run for run in found if run.state == record.state]
-    if not complete:
-        raise SweepError(
-            f"at least one seed must end {record.state} as recorded, but none did; the last:\n{found[-1].error}"
-        )
-    spreads = []
-    for metric in METRIC_COLUMNS:
-        values = [value for run in complete if (value := getattr(run, metric)) is not None]
-        recorded = getattr(record, metric)
-        if recorded is not None and len(values) == len(complete):
-            spreads.append(Spread(metric, recorded, values))
-    return spreads

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.rerun.compare import TOLERANCE_TEXT, Difference
-from orchestrator.rerun.repeat import REPORT_FILE, Prepared, Repetition, Spread
+from orchestrator.rerun.prepare import Prepared
+from orchestrator.rerun.repeat import REPORT_FILE, Repetition
+from orchestrator.rerun.seeds import Spread
 
 _MOST_ROWS = 20
 _COMMIT = re.compile("[0-9a-f]{40}")
