@@ -25,6 +25,9 @@ from trainers.errors import CheckpointError, SweepError
 from trainers.saved_model import save_model
 
 
+GIT = ("git commit", "uncommitted changes")
+
+
 def rerun(*arguments):
     """Run the command; returns its exit code, its output, and the error that `main` would print."""
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["rerun", *map(str, arguments)])
@@ -32,7 +35,9 @@ def rerun(*arguments):
 
 
 def report(directory, folder):
-    return json.loads((directory / "reruns" / folder / "rerun.json").read_text())
+    """What the rerun wrote; the working tree's state, which may change beside the tests, is left out."""
+    found = json.loads((directory / "reruns" / folder / "rerun.json").read_text())
+    return {**found, "changes": [change for change in found["changes"] if change["what"] not in GIT]}
 
 
 def names(found):
