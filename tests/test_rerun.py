@@ -24,7 +24,6 @@ from trainers.config import DataConfig, ModelConfig, TrainingConfig
 from trainers.errors import CheckpointError, SweepError
 from trainers.saved_model import save_model
 
-
 GIT = ("git commit", "uncommitted changes")
 
 
