@@ -290,15 +290,14 @@ class TestData:
         assert rerun(output, "trial-0001", "--verify")[0] == 0
 
 
-class TestComparison:
-    @pytest.fixture(scope="class")
-    def swept(self, tmp_path_factory, small_sweep):
-        return sweep_on_files(tmp_path_factory.mktemp("compared"), small_sweep)
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, small_sweep):
+    return SweepPaths(sweep_on_files(tmp_path_factory.mktemp("compared"), small_sweep)[0])
 
-    def test_runs_of_a_sweep_are_held_against_each_other(self, swept):
-        output, _ = swept
-        paths = SweepPaths(output)
-        runs = [Run(record, saved_run(paths, record.name)) for record in read_records(paths.results)]
+
+class TestComparison:
+    def test_runs_of_a_sweep_are_held_against_each_other(self, compared):
+        runs = [Run(record, saved_run(compared, record.name)) for record in read_records(compared.results)]
         same = compare_sweeps(runs, runs, exact=True)
         assert (same.differences, same.others) == ([], [])
         trial = next(run for run in runs if run.record.stage == "trial")
@@ -318,11 +317,9 @@ class TestComparison:
         assert len(loose.others) == len(bare) - 1
         assert loose.differences == []
 
-    def test_one_changed_weight_is_found(self, swept):
-        output, _ = swept
-        paths = SweepPaths(output)
-        record = run_of(output, "dense")
-        run, other = (Run(record, saved_run(paths, record.name)) for _ in range(2))
+    def test_one_changed_weight_is_found(self, compared):
+        record = run_of(compared.root, "dense")
+        run, other = (Run(record, saved_run(compared, record.name)) for _ in range(2))
         with torch.no_grad():
             next(other.saved.model.parameters()).view(-1)[0] += 1e-3
         (difference,) = compare_runs(run, other, exact=True).differences
