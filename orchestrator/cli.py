@@ -29,6 +29,7 @@ _BOUND = "The most {}: a count (1.2e6, 900k, 40M) or a share of the dense networ
 
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 NOTHING_MATCHES = 1  # as grep's
+NOT_VERIFIED = 1
 
 T = TypeVar("T")
 
@@ -205,6 +206,45 @@ def latency(
         rounds=rounds,
     )
     Console().print(latency_tables(measure(directory, settings)))
+
+
+@app.command()
+def rerun(
+    directory: _Dir,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A run of it, such as trial-0003 [default: the whole sweep].")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Exit code 1 where a metric is not the record's.")] = False,
+    set_: _Set = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Train with N other seeds instead: mean and spread.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder for it [default: DIR/reruns/<name>-<n>].")] = None,
+) -> None:
+    """Train a recorded run, or the whole sweep, again, and compare every metric with the record."""
+    from orchestrator.rerun.prepare import prepare
+    from orchestrator.rerun.repeat import repeat
+    from orchestrator.rerun.seeds import repeat_with_seeds
+    from orchestrator.rerun.show import print_changes, print_comparison, print_spread
+
+    if seeds is not None and (name is None or verify or output is not None):
+        raise typer.BadParameter("--seeds needs a NAME, and neither --verify nor --output")
+    console = Console()
+    prepared = prepare(directory, name, set_ or [])
+    print_changes(prepared, console)
+    try:
+        if seeds is not None:
+            print_spread(repeat_with_seeds(prepared, seeds), console)
+            return
+        if verify and prepared.input_changes:
+            print("Not verified: with the changes above nothing can agree; nothing was trained", file=sys.stderr)
+            raise typer.Exit(NOT_VERIFIED)
+        found = repeat(prepared, output, console)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    print_comparison(prepared, found, console)
+    if verify and found.comparison.differences:
+        raise typer.Exit(NOT_VERIFIED)
 
 
 @app.command()

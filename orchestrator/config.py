@@ -159,11 +159,14 @@ class ResourcesConfig(Section):
 
     `auto`: before the search one short training of each form is run on a GPU, and as many trials share a GPU as its memory
     then allows, at most `max_trials_per_gpu`.
+
+    `share_stage_one`: networks of stage 1 are taken from, and left for, the other sweeps in the same folder.
     """
 
     cpus_per_trial: Annotated[int, at_least(1)] = 1
     gpus_per_trial: Annotated[float | Literal["auto"], _WholeRule(_gpus_problem)] = 0.0
     max_trials_per_gpu: Annotated[int, at_least(1)] = 8
+    share_stage_one: bool = True
 
     @property
     def gpus(self) -> float:

@@ -94,7 +94,7 @@ def sweep_front(records: list[RunRecord]) -> SweepFront:
         dense,
         front,
         finalists,
-        {finalist.record.name: by_name[finalist.candidate] for finalist in tuned},
+        {finalist.record.name: by_name[finalist.candidate] for finalist in tuned if finalist.candidate in by_name},
         front_hypervolume(cuts),
         pick(finalists or front, None if dense is None else dense.accuracy),
     )

@@ -71,6 +71,11 @@ def candidate_name(finetuned: str) -> str:
     return finetuned.partition("-repeat-")[0].replace("finetune", "trial", 1)
 
 
+def repeat_of(finetuned: str) -> int:
+    """Return how many runs of the same candidate came before this one."""
+    return int(finetuned.partition("-repeat-")[2] or 0)
+
+
 def dense_job(config: SweepConfig, num_trials: int = 1) -> Job:
     """The baseline: as many epochs as a finalist had in all its stages, whose network went through `num_trials` trials."""
     training = config.training
@@ -143,7 +148,8 @@ def _epochs(
     if job.stage == "dense":
         results = recipe.train_dense(setting, epochs, folder)
     elif job.stage == "pretrain":
-        results = recipe.pretrain(setting, method, folder, paths.stage_one_store)
+        store = paths.stage_one_store if config.resources.share_stage_one else None
+        results = recipe.pretrain(setting, method, folder, store)
     elif job.stage == "trial":
         if start is None and not source.exists():
             raise SweepError(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # metrics that are columns of the table under the same name
 _SCORES = ("accuracy", "top5_accuracy", "macro_f1", "loss")
-_COLUMNS = (
+METRIC_COLUMNS = (
     *(f"{split}_{name}" for split in ("val", "test") for name in _SCORES),
     *("train_loss", "orthogonality_error", "macs", "macs_ratio", "params", "params_ratio", "rank_ratio", "score"),
 )
@@ -60,10 +60,20 @@ class Snapshot:
 class Ledger:
     """See the module's docstring; `records` are the runs that had ended before.
 
-    Calls come from one thread; `snapshot` may come from another.
+    Calls come from one thread; `snapshot` may come from another. With `alone` its runs are no part of a search: MLflow's
+    parent run hears nothing of their front.
     """
 
-    def __init__(self, config: SweepConfig, paths: SweepPaths, tracker: "Tracker", records: list[RunRecord]) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        paths: SweepPaths,
+        tracker: "Tracker",
+        records: list[RunRecord],
+        *,
+        alone: bool = False,
+    ) -> None:
+        self._alone = alone
         self._config, self._paths, self._tracker = config, paths, tracker
         self._records = {record.name: record for record in records}
         self._open: dict[str, OpenRun] = {}
@@ -118,7 +128,7 @@ class Ledger:
             del self._open[name]
             self._records[name] = record
         self.save()
-        if record.stage == "trial":
+        if record.stage == "trial" and not self._alone:
             self._progress(record)
         if record.state == "PRUNED":  # it never goes on, and weights with their optimizer's state fill disks
             (self._paths.run(name) / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -166,7 +176,7 @@ class Ledger:
         training, method = job_configs(job, self._config)
         ranks = {key.removeprefix("rank/"): int(value) for key, value in metrics.items() if key.startswith("rank/")}
         columns: dict[str, Any] = {
-            key: int(metrics[key]) if key in _COUNTS else metrics[key] for key in _COLUMNS if key in metrics
+            key: int(metrics[key]) if key in _COUNTS else metrics[key] for key in METRIC_COLUMNS if key in metrics
         }
         settings = dict(job.settings)
         if job.stage in ("trial", "finetune"):

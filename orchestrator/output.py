@@ -80,13 +80,14 @@ def _take(file: TextIO, paths: SweepPaths) -> None:
 
 def flat_settings(config: SweepConfig) -> dict[str, object]:
     """Return the settings by their path, `training.epochs`."""
-    return _flatten(as_record(config))
+    return flatten(as_record(config))
 
 
-def _flatten(record: dict[str, object], prefix: str = "") -> dict[str, object]:
+def flatten(record: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested mappings as one, its keys joined by dots."""
     flat: dict[str, object] = {}
     for key, value in record.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

@@ -105,6 +105,11 @@ class SweepPaths:
         """Ray Tune's working files; nothing in them is read again."""
         return self.root / "tune"
 
+    @property
+    def reruns(self) -> Path:
+        """Its runs trained again by `rankfront rerun`, each an output directory of its own."""
+        return self.root / "reruns"
+
     def curve(self, name: str) -> Path:
         """All scored cuts of one trial, as MLflow shows tables."""
         return self.run(name) / "curve.json"

@@ -27,7 +27,7 @@ from orchestrator.models import log_finalists
 from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
-from orchestrator.provenance import environment, environment_tags
+from orchestrator.provenance import environment, environment_tags, with_data
 from orchestrator.publish import publish, publish_report
 from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord, read_records
@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from trainers.data import ImageData
 
 
-def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront:
+def run_sweep(config: SweepConfig, output: Path, console: Console, rerun_of: str | None = None) -> SweepFront:
     """Run the sweep in `output`, or go on with the one that is there; returns what it found.
+
+    `rerun_of`: the MLflow run of the sweep that this one repeats, a tag of its parent run.
 
     Raises ConfigError, DataError or SweepError before anything is trained or written where a rule is broken, SweepError
     where stage 1, every trial or a run of the final stage fails, and KeyboardInterrupt after leaving all in order.
@@ -57,10 +59,10 @@ def run_sweep(config: SweepConfig, output: Path, console: Console) -> SweepFront
     require_ours_or_empty(paths, config)
     plan = plan_sweep(config)
     with claimed(paths, config):
-        return _run(config, paths, plan, console)
+        return _run(config, paths, plan, console, rerun_of)
 
 
-def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console) -> SweepFront:
+def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Console, rerun_of: str | None) -> SweepFront:
     from orchestrator.tracking.target import tracking_target
     from orchestrator.tracking.tracker import Tracker
     from orchestrator.view import SweepView
@@ -75,7 +77,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         with _concluding(ledger, config, paths, tracker, study):
             write_state(paths, {**state, "store": target.key})
             write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
-            _describe(config, paths, plan, tracker)
+            _describe(config, paths, plan, tracker, rerun_of)
             view = SweepView(console, config, len(plan.starts))
             # in this order: Ray, as it starts, takes SIGTERM for itself
             with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
@@ -148,11 +150,14 @@ def _log_models(ledger: Ledger, config: SweepConfig, paths: SweepPaths, data: "I
             log_finalists(sweep_front(records), records, paths, data, tracker)
 
 
-def _describe(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, tracker: "Tracker") -> None:
+def _describe(
+    config: SweepConfig, paths: SweepPaths, plan: SweepPlan, tracker: "Tracker", rerun_of: str | None
+) -> None:
     """Open the parent run, with the settings and where its numbers come from."""
-    found = environment()
+    found = with_data(environment(), plan.data)  # the test split is not touched before the final stage
     write_text(paths.environment, json.dumps(found, indent=2) + "\n")
     tags = {**_cost_tags(plan.dense_cost), **environment_tags(found), "seed": str(config.training.seed)}
+    tags |= {} if rerun_of is None else {"rerun_of": rerun_of}
     tracker.start_run(PARENT, "sweep", flat_settings(config), {})
     tracker.set_tags(PARENT, {key: value for key, value in tags.items() if value})
 
@@ -213,8 +218,10 @@ def _finetune(
         dense_job(config, longest),
         *(finetune_job(pick, repeat) for repeat in range(repeats) for pick in picks),
     ]
-    test = ray.put(load_test(config.data, images).arrays())
-    run_jobs(jobs, config, paths, data, ledger, test)
+    test = load_test(config.data, images)
+    found = json.loads(paths.environment.read_text())
+    write_text(paths.environment, json.dumps(with_data(found, images, test), indent=2) + "\n")
+    run_jobs(jobs, config, paths, data, ledger, ray.put(test.arrays()))
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])
 
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainers.data import ImageData
 
 _PACKAGES = ("rankfront", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "pyarrow", "scikit-learn")
 _GIT_LIMIT_S = 10
@@ -26,6 +29,12 @@ def environment() -> dict[str, Any]:
         "hardware": _hardware(),
         "git": _git(),
     }
+
+
+def with_data(found: dict[str, Any], train: "ImageData", test: "ImageData | None" = None) -> dict[str, Any]:
+    """Return `environment()` with "data": the digests of each split that was read (`ImageData.fingerprints`)."""
+    splits = {"train": train} if test is None else {"train": train, "test": test}
+    return {**found, "data": {split: data.fingerprints() for split, data in splits.items()}}
 
 
 def environment_tags(found: dict[str, Any]) -> dict[str, str]:
@@ -55,7 +64,13 @@ def _hardware() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": _cpu_model(), "cpu_count": os.cpu_count(), "memory_bytes": memory, "gpus": gpus}
+    return {
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # which of its kernels torch uses here
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": memory,
+        "gpus": gpus,
+    }
 
 
 def _cpu_model() -> str:

@@ -12,9 +12,11 @@ from orchestrator.records import read_records, write_records
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
+    from orchestrator.tracking.target import TrackingTarget
     from orchestrator.tracking.tracker import Tracker
 
 PATIENCE_S = 600.0
+_NO_SWEEP = "{} must be the output directory of a sweep, but has no sweep.json"
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,33 @@ def opened_tracker(paths: SweepPaths) -> "Iterator[Tracker]":
     Raises SweepError where the directory is not a sweep's or is in use, and where the store cannot be used or is not the
     one that the sweep was recorded in.
     """
-    from orchestrator.tracking.target import tracking_target
     from orchestrator.tracking.tracker import Tracker
 
-    if not paths.config.exists() or not paths.state.exists():
-        raise SweepError(f"{paths.root} must be the output directory of a sweep, but has no sweep.json")
+    if not paths.config.exists():
+        raise SweepError(_NO_SWEEP.format(paths.root))
     with locked(paths):
-        state = read_state(paths)
-        target = tracking_target(load_config(paths.config).name, paths.mlflow_db, paths.mlflow_artifacts)
-        if target.key != state["store"]:
-            raise SweepError(
-                f"MLFLOW_TRACKING_URI must be the sweep's store {state['store']!r}, but is {target.key!r}; "
-                f"{'unset it' if state['store'] == 'mlflow.db' else 'set it to that'}"
-            )
-        tracker = Tracker(target, state["sweep_id"], paths.root, paths.tracking)
+        sweep_id, target = recorded_store(paths, load_config(paths.config).name)
+        tracker = Tracker(target, sweep_id, paths.root, paths.tracking)
         try:
             yield tracker
         finally:
             tracker.close()
+
+
+def recorded_store(paths: SweepPaths, name: str) -> "tuple[str, TrackingTarget]":
+    """Return the identity of the recorded sweep called `name`, and its MLflow store.
+
+    Raises SweepError where the directory is not a sweep's, and where the environment names another store.
+    """
+    from orchestrator.tracking.target import tracking_target
+
+    if not paths.state.exists():
+        raise SweepError(_NO_SWEEP.format(paths.root))
+    state = read_state(paths)
+    target = tracking_target(name, paths.mlflow_db, paths.mlflow_artifacts)
+    if target.key != state["store"]:
+        raise SweepError(
+            f"MLFLOW_TRACKING_URI must be the sweep's store {state['store']!r}, but is {target.key!r}; "
+            f"{'unset it' if state['store'] == 'mlflow.db' else 'set it to that'}"
+        )
+    return state["sweep_id"], target

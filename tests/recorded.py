@@ -8,6 +8,7 @@ from orchestrator.jobs import dense_job, finetune_job, run_job, stage_one_of, tr
 from orchestrator.ledger import Ledger
 from orchestrator.output import read_state, write_state
 from orchestrator.paths import SweepPaths
+from orchestrator.provenance import environment, with_data
 from orchestrator.publish import publish
 from orchestrator.tracking.spool import PARENT
 from orchestrator.tracking.target import tracking_target
@@ -31,7 +32,9 @@ def record_sweep(config, output, choices):
     tracker = open_tracker(config, paths)
     ledger = Ledger(config, paths, tracker, [])
     data = load_train_validation(config.data)
-    test = load_test(config.data, data).arrays()
+    test_data = load_test(config.data, data)
+    test = test_data.arrays()
+    paths.environment.write_text(json.dumps(with_data(environment(), data, test_data)))
 
     def train(job, test=None):
         ledger.started(job)

@@ -1,11 +1,14 @@
+import io
 import os
 import pickle
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from trainers.atomic import atomic_file
-from trainers.checkpoint import read_payload, require_same_config, write_payload
+from trainers.checkpoint import FORMAT, VERSION, read_payload, require_same_config, write_payload
 from trainers.errors import CheckpointError
 from trainers.optimizers import learning_rate_at, make_optimizer, set_learning_rate
 
@@ -61,6 +64,29 @@ def test_a_truncated_file_is_one_clear_error(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"file\.pt"):
         read_payload(path, "model")
+
+
+@given(st.binary(max_size=40))
+@example(b"something else")
+@example(b"")
+def test_foreign_bytes_are_one_clear_error(content):
+    with pytest.raises(CheckpointError, match="the given content must be a "):
+        read_payload(content, "model")
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1500), st.integers(1, 255))
+def test_a_damaged_file_is_read_whole_or_refused(place, flip):
+    """Whatever byte is changed: padding does not matter, and all else is found."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, "kind": "model", "tensor": torch.arange(9)}, buffer)
+    damaged = bytearray(buffer.getvalue())
+    damaged[place % len(damaged)] ^= flip
+    try:
+        found = read_payload(bytes(damaged), "model")
+    except CheckpointError:
+        return
+    assert torch.equal(found["tensor"], torch.arange(9))
 
 
 def test_settings_that_differ_are_named():

@@ -61,6 +61,19 @@ class ImageData:
         parts = [getattr(self, name).cpu().numpy().tobytes() for name in ("labels", "train_rows", "validation_rows")]
         return hashlib.sha256(b"".join([*parts, repr((self.mean, self.std)).encode()])).hexdigest()[:16]
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return one digest each of "images", "labels" and "split": of every pixel and row, the validation rows' too."""
+        parts = {"images": ["images"], "labels": ["labels"], "split": ["train_rows", "validation_rows"]}
+        digests = {}
+        for part, names in parts.items():
+            digest = hashlib.sha256()
+            for name in names:
+                array = getattr(self, name).cpu().contiguous().numpy()
+                digest.update(repr(array.shape).encode())
+                digest.update(array.data)
+            digests[part] = digest.hexdigest()[:16]
+        return digests
+
     def to(self, device: torch.device) -> "ImageData":
         """Return the set with its tensors on `device`; on their own device nothing is copied."""
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "train_rows", "validation_rows")}

@@ -141,7 +141,7 @@ def compress(
 
     epochs = setting.training.epochs
     due = {*curve_epochs, epochs} if curve is not None else set()
-    record: dict[str, Any] = {"method": as_record(resolve(config)), "start": _start_record(saved)}
+    record: dict[str, Any] = {"method": as_record(resolve(config)), "start": start_record(saved)}
     if curve is not None:
         record |= {"curve": as_record(curve), "curve_epochs": sorted(due)}
     stage = _stage("compress", setting, epochs, directory, record)
@@ -177,14 +177,14 @@ def finetune(
         plain.attach(pruned.model, method.deployed_form(pruned))
         return plain
 
-    record = {"method": as_record(resolve(config)), "start": _start_record(saved)}
+    record = {"method": as_record(resolve(config)), "start": start_record(saved)}
     teaching = None
     if distillation is not None and distillation.weight > 0:
         if teacher is None:
             raise ValueError("distillation needs a teacher: the model file to learn from")
         taught_by = load_model(teacher)
         teaching = Distillation(taught_by.model.to(setting.device), distillation.weight, distillation.temperature)
-        record |= {"distillation": as_record(distillation), "teacher": _start_record(taught_by)}
+        record |= {"distillation": as_record(distillation), "teacher": start_record(taught_by)}
     stage = _stage("finetune", setting, epochs, directory, record)
     yield from _run(stage, setting, directory, start, distillation=teaching)
 
@@ -209,8 +209,8 @@ def _stage(name: str, setting: Setting, epochs: int, directory: Path | None, con
     return Stage(name, epochs, setting.training, config, checkpoint)
 
 
-def _start_record(saved: SavedModel) -> dict[str, Any]:
-    """How the model that a stage starts from was trained: another start is another configuration."""
+def start_record(saved: SavedModel) -> dict[str, Any]:
+    """Return how the model that a stage starts from was trained: another start is another configuration."""
     return {"config": saved.config, "last": saved.history[-1]["metrics"]}
 
 

@@ -38,7 +38,7 @@ def front_series(records: Sequence[RunRecord]) -> FrontSeries:
     for cut in cuts:
         curves.setdefault(trial_of(cut.name), []).append(cut)
     by_name = {cut.name: cut for cut in cuts}
-    tuned = [finalist for finalist in fine_tuned(records) if _complete(finalist.record)]
+    tuned = [one for one in fine_tuned(records) if _complete(one.record) and one.candidate in by_name]
     finalists = sorted((finalist.record for finalist in tuned), key=_macs)
     return FrontSeries(
         trials=[cut for cut in cuts if cut.name in curves],

@@ -63,7 +63,7 @@ class RunStore:
                 f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, "
                 "or unset it to record in the output directory"
             ) from error
-        self._ids = self._read_ids()
+        self._ids = read_ids(ids, target.key)
         # whether no run can exist that is not in the file: its parent was created here, and no call has failed since
         self._new = False
 
@@ -184,16 +184,18 @@ class RunStore:
             )
         return str(experiment.experiment_id)
 
-    def _read_ids(self) -> dict[str, str]:
-        if not self._ids_file.exists():
-            return {}
-        try:
-            lines = [json.loads(line) for line in self._ids_file.read_text().splitlines()]
-            return {line["run"]: line["id"] for line in lines if line["store"] == self._target.key}
-        except (ValueError, KeyError, TypeError) as error:
-            raise SweepError(
-                f"{self._ids_file} must be lines of JSON, but: {error}; remove it, and the runs are searched for by name"
-            ) from error
+
+def read_ids(file: Path, store: str) -> dict[str, str]:
+    """Return the ids of the runs in `store` (`TrackingTarget.key`) by their names; raises SweepError for a damaged file."""
+    if not file.exists():
+        return {}
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        return {line["run"]: line["id"] for line in lines if line["store"] == store}
+    except (ValueError, KeyError, TypeError) as error:
+        raise SweepError(
+            f"{file} must be lines of JSON, but: {error}; remove it, and the runs are searched for by name"
+        ) from error
 
 
 def _user() -> str:

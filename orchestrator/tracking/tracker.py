@@ -12,6 +12,8 @@ from orchestrator.tracking.spool import Event, Kind, Spool
 from orchestrator.tracking.store import RunStore, refused
 from orchestrator.tracking.target import TrackingTarget
 
+IDS_FILE = "runs.jsonl"  # in the tracking folder: the ids of the runs in MLflow
+
 _log = logging.getLogger(__name__)
 _TICK_S = 2.0  # what comes in between goes in one call for each run
 _MAX_WAIT_S = 30.0
@@ -35,7 +37,7 @@ class Tracker:
         self._root, self._refused_file = root, folder / "refused.jsonl"
         self._spool = Spool(folder)
         self.waiting = self._spool.count()  # what an earlier process left
-        self._store = RunStore(target, sweep_id, root, folder / "runs.jsonl")
+        self._store = RunStore(target, sweep_id, root, folder / IDS_FILE)
         self._closing, self._wake = threading.Event(), threading.Event()
         self._failures = 0
         self._thread = threading.Thread(target=self._deliver_until_closed, name="mlflow-delivery", daemon=True)
