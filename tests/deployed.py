@@ -1,4 +1,4 @@
-"""Networks as fine-tuning leaves them, low-rank and deployed, without a training: random weights and BatchNorm statistics."""
+"""Networks as fine-tuning leaves them, low-rank and deployed, without a training: random weights and statistics."""
 
 import torch
 from torch import nn

@@ -1,8 +1,8 @@
 """BatchNorm folded into the layer before it: in evaluation it is an affine map, and costs nothing there.
 
 Which layer that is, is seen in one forward pass on shapes alone: the modules say whose output a BatchNorm takes, the
-operators whether anything else takes it too. Unlike torch.fx this follows any forward. After a low-rank layer it is the second
-of its two parts, so that ranks stay as they are.
+operators whether anything else takes it too. Unlike torch.fx this follows any forward. After a low-rank layer it is the
+second of its two parts, so that ranks stay as they are.
 """
 
 import copy
@@ -51,12 +51,12 @@ def fold_batch_norm(model: nn.Module, sample_shape: tuple[int, ...]) -> Folded:
 
 
 def _fold(layer: Any, norm: Any) -> None:
-    values = [
-        None if value is None else value.detach().double()
-        for value in (layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    ]
-    weight, bias = fuse_conv_bn_weights(*values[:4], norm.eps, *values[4:])  # type: ignore[arg-type]
-    layer.weight, layer.bias = (nn.Parameter(value.detach().to(layer.weight.dtype)) for value in (weight, bias))
+    def exact(value: Any) -> Any:
+        return None if value is None else value.detach().double()
+
+    own, statistics = (exact(layer.weight), exact(layer.bias)), (exact(norm.running_mean), exact(norm.running_var))
+    fused = fuse_conv_bn_weights(*own, *statistics, norm.eps, exact(norm.weight), exact(norm.bias))
+    layer.weight, layer.bias = (nn.Parameter(value.detach().to(layer.weight.dtype)) for value in fused)
 
 
 def _pairs(model: nn.Module, sample_shape: tuple[int, ...]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The three files, as bytes: a program of torch.export, an ONNX model, or safetensors with a record of the network.
 
-Each format is a function that makes all but the metadata once and returns `Packed`, which takes them in: what is measured on a
-file's content is written into its metadata afterwards.
+Each format is a function that makes all but the metadata once and returns `Packed`, which takes them in: what is measured
+on a file's content is written into its metadata afterwards.
 """
 
 import io

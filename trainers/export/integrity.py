@@ -24,7 +24,7 @@ def is_intact(content: bytes) -> bool:
     if len(found) != 1:
         return False
     (digest,) = found
-    return _digest(content.replace(digest, UNSEALED.encode())) == digest
+    return bool(_digest(content.replace(digest, UNSEALED.encode())) == digest)
 
 
 def _digest(unsealed: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Exports, and model files, back as modules: `trainers.load`. Nothing is unpickled, and damage is found before it computes."""
+"""Exports, and model files, back as modules: `trainers.load`. Nothing is unpickled; damage is found before it computes."""
 
 import io
 import json
@@ -21,14 +21,22 @@ _PT2_METADATA = f"extra/{METADATA}.json"
 _PT2_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _PT2_INPUTS = "data/sample_inputs/model.pt"
 _PT2_FOLDERS = ("data/weights/weight_", "data/constants/tensor_", ".data/")
-_PT2_FILES = {*_PT2_CONFIGS, _PT2_INPUTS, _PT2_METADATA, "models/model.json", "archive_format", "archive_version", "byteorder"}
+_PT2_FILES = {
+    *_PT2_CONFIGS,
+    _PT2_INPUTS,
+    _PT2_METADATA,
+    "models/model.json",
+    "archive_format",
+    "archive_version",
+    "byteorder",
+}
 
 
 class Exported(nn.Module):
     """A network as it is deployed: inputs (N, C, H, W) as `metadata["input"]` says, to float32 logits (N, classes).
 
-    `network` is what the file holds: a program, a module, or ONNX Runtime's session on the CPU behind torch tensors. It is in
-    evaluation mode for good.
+    `network` is what the file holds: a program, a module, or ONNX Runtime's session on the CPU behind torch tensors. It is
+    in evaluation mode for good.
     """
 
     def __init__(self, network: nn.Module, metadata: Metadata) -> None:
@@ -82,7 +90,7 @@ def load(path: str | Path) -> Exported:
         raise CheckpointError(f"{path} must be an export or a model file ({known}), but its suffix is {path.suffix!r}")
     if not path.is_file():
         raise CheckpointError(f"{path} must be an export, but there is none")
-    return read_export(path.read_bytes(), suffix, str(path))  # type: ignore[arg-type]  # one of FORMATS
+    return read_export(path.read_bytes(), suffix, str(path))
 
 
 def read_export(content: bytes, format_: Format, name: str = "the given content") -> Exported:
@@ -90,12 +98,16 @@ def read_export(content: bytes, format_: Format, name: str = "the given content"
     try:
         network, metadata = _READERS[format_](content)
     except ImportError as error:
-        raise ExportError(f"{name} needs {error.name}, which is not installed; pip install 'rankfront[export]'") from error
+        raise ExportError(
+            f"{name} needs {error.name}, which is not installed; pip install 'rankfront[export]'"
+        ) from error
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     except Exception as error:  # whatever a reader makes of foreign bytes
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(f"{name} must be a whole {format_} export, but it is damaged or foreign: {reason}") from error
+        raise CheckpointError(
+            f"{name} must be a whole {format_} export, but it is damaged or foreign: {reason}"
+        ) from error
     return Exported(network, metadata)
 
 
@@ -128,7 +140,9 @@ def _checked(text: str | None) -> Metadata:
 
 def _require_intact(content: bytes) -> None:
     if not is_intact(content):
-        raise CheckpointError("the file must be whole and an export of rankfront, but its digest is not that of its bytes")
+        raise CheckpointError(
+            "the file must be whole and an export of rankfront, but its digest is not that of its bytes"
+        )
 
 
 def _read_pt2(content: bytes) -> tuple[nn.Module, Metadata]:

@@ -43,7 +43,9 @@ def measure(export: nn.Module, trained: nn.Module, data: ImageData, options: Exp
     trained = trained.eval()
     expected = _logits(trained, data, rows, True, next(trained.parameters()).dtype)
     if not bool(found.isfinite().all()):
-        raise ExportError(f"the export must give finite logits, but with weights {options.weights} does not; use fp32 or bf16")
+        raise ExportError(
+            f"the export must give finite logits, but with weights {options.weights} does not; use fp32 or bf16"
+        )
     error = float((found - expected).abs().max())
     agreement = float((found.argmax(1) == expected.argmax(1)).double().mean())
     if options.weights == "fp32" and not (error <= TOLERANCE and agreement == 1):

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from trainers.config import Section
 from trainers.errors import ConfigError, ExportError
-from trainers.rules import at_least
+from trainers.rules import Section, at_least
 
 Format = Literal["pt2", "onnx", "safetensors"]
 Weights = Literal["fp32", "fp16", "bf16", "int8"]
@@ -39,10 +38,15 @@ class ExportOptions(Section):
         """int8 is ONNX Runtime's, bf16 is torch's."""
         if self.weights == "int8" and self.format != "onnx":
             return [
-                ("weights", f"int8 must go with the format onnx, but got {self.format}; torch alone runs no int8 program")
+                (
+                    "weights",
+                    f"int8 must go with the format onnx, but got {self.format}; torch alone runs no int8 program",
+                )
             ]
         if self.weights == "bf16" and self.format == "onnx":
-            return [("weights", "bf16 must go with pt2 or safetensors: ONNX Runtime computes no bf16 on CPUs; use fp16")]
+            return [
+                ("weights", "bf16 must go with pt2 or safetensors: ONNX Runtime computes no bf16 on CPUs; use fp16")
+            ]
         return []
 
 

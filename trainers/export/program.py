@@ -26,7 +26,7 @@ def trace(module: nn.Module, sample_shape: tuple[int, ...], dtype: torch.dtype) 
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    program.example_inputs = None  # type: ignore[assignment]  # they would be pickled into the file
+    program.example_inputs = None  # they would be pickled into the file
     return program
 
 

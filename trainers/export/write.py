@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from trainers.atomic import atomic_file
 from trainers.batches import normalize
@@ -33,7 +32,7 @@ _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: where, how many operators and bytes, what became of BatchNorm, what was measured, and all metadata."""
+    """What was written: where, how many operators and bytes, what became of BatchNorm, what was measured, the metadata."""
 
     path: Path
     nodes: int
@@ -49,8 +48,8 @@ def export_model(
 ) -> ExportReport:
     """Write the deployed network of a model file to `output`, atomically, after a comparison on images of `data`.
 
-    `data` is what it was trained on, on the CPU; `facts` are added to the metadata. Raises ExportError where the network is not
-    deployed, torch.export cannot follow it, or the export does not give what the network gives; nothing is written then.
+    `data` is what it was trained on, on the CPU; `facts` are added to the metadata. Raises ExportError where the network is
+    not deployed, torch.export cannot follow it, or the export does not give what the network gives; nothing is written then.
     """
     require_packages(options.format)
     _require_deployed(saved, data)
