@@ -5,7 +5,7 @@ from torch import nn
 
 from trainers.config import FactorizationConfig, ModelConfig, RankConfig
 from trainers.data import ImageData
-from trainers.deploy import prune
+from trainers.deploy import prune, stored_spectra
 from trainers.form import ModelForm
 from trainers.layers import svd_layers
 from trainers.models import ModelSpec, build_model
@@ -30,7 +30,7 @@ def deployed(name, shape, num_classes=10, decomposition="spatial", data=None, en
             norm = layer.s.norm()
             layer.s *= torch.linspace(1, 0, len(layer.s)) ** 3
             layer.s *= norm / layer.s.norm() if norm > 0 else 1
-    pruned = prune(model, RankConfig(energy=energy), shape)
+    pruned = prune(model, RankConfig(energy=energy), shape, stored_spectra(model))  # exact: only s was changed
     form = ModelForm(decomposition, FactorizationConfig(), None, tuple(pruned.layers))
     config = {} if data is None else {"data": data.digest()}
     return SavedModel(pruned.model, spec, form, config, [{"metrics": {"val_accuracy": 0.5}}])
