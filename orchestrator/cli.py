@@ -34,6 +34,23 @@ NOT_VERIFIED = 1
 T = TypeVar("T")
 
 
+class ExportFormat(StrEnum):
+    """The files of `rankfront export`."""
+
+    PT2 = "pt2"
+    ONNX = "onnx"
+    SAFETENSORS = "safetensors"
+
+
+class Weights(StrEnum):
+    """The numbers in them."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 class Format(StrEnum):
     """How a front, or a comparison of fronts, is printed."""
 
@@ -304,6 +321,33 @@ def register(
     for version in register_finalists(directory, name):
         aliases = "".join(f"  models:/{name}@{alias}" for alias in version.aliases)
         print(f"models:/{name}/{version.version}  {version.run}{'' if version.new else ' (was there)'}{aliases}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's output directory, or a model.pt.")],
+    name: Annotated[str | None, typer.Argument(help="In a sweep: a run, or best, smallest or knee.")] = None,
+    *,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file; its suffix names the format as well.")],
+    format_: Annotated[ExportFormat | None, typer.Option("--format", help="Default: the suffix of FILE.")] = None,
+    weights: Annotated[Weights, typer.Option(help="int8: with onnx, quantized after training.")] = Weights.FP32,
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="Take normalised float32 images instead of uint8 ones.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="The sweep's file, for a model.pt outside its directory.")
+    ] = None,
+) -> None:
+    """Write a network for production as pt2, ONNX or safetensors: low-rank, BatchNorm folded, compared with the trained one.
+
+    Nothing is written where it does not give what the trained network gives.
+    """
+    from trainers.export.options import export_options
+
+    options = export_options(output, format_, weights.value, "normalized" if normalized else "pixels")
+    from orchestrator.export import described, export_run
+
+    print("\n".join(described(export_run(run, name, config, output, options))))
 
 
 @app.command()

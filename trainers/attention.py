@@ -101,8 +101,8 @@ class WindowAttention(nn.Module):
     def _join(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         """Undo `_split` for images of `size` (H, W)."""
         rows, columns = self.window
-        x = x.reshape(len(x), size[0] // rows, size[1] // columns, rows, columns, -1)
-        return x.transpose(2, 3).reshape(len(x), *size, -1)
+        x = x.reshape(x.shape[0], size[0] // rows, size[1] // columns, rows, columns, -1)
+        return x.transpose(2, 3).reshape(x.shape[0], *size, -1)  # `len` would fix the number of images for torch.export
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attention within each window of x (N, windows, tokens, C); `mask` (windows, 1, tokens, tokens) is added."""

@@ -4,6 +4,7 @@ RankfrontError
 ├── ConfigError        a setting breaks a rule (also a ValueError)
 ├── DataError          a data set is missing, unreadable or inconsistent
 ├── CheckpointError    a saved file is missing, damaged, foreign or of another configuration
+├── ExportError        a network cannot be exported as asked, or does not give the same when exported
 ├── TrainingError      a training cannot go on
 │   └── NonFiniteError     a loss or weight became NaN or infinite
 └── SweepError         a sweep cannot start or go on (raised by `orchestrator`)
@@ -30,6 +31,10 @@ class DataError(RankfrontError):
 
 class CheckpointError(RankfrontError):
     """A saved file is missing, damaged, foreign or belongs to another configuration."""
+
+
+class ExportError(RankfrontError):
+    """A network cannot be exported as asked, or does not give the same when exported."""
 
 
 class TrainingError(RankfrontError):

@@ -15,7 +15,18 @@ from trainers.cost import Cost, measure_cost
 from trainers.curve import Cut
 from trainers.data import ImageData, load_test, load_train_validation
 from trainers.deploy import DeployedLayer, PrunedModel, prune
-from trainers.errors import CheckpointError, ConfigError, DataError, NonFiniteError, RankfrontError, TrainingError
+from trainers.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    NonFiniteError,
+    RankfrontError,
+    TrainingError,
+)
+from trainers.export.load import Exported, load
+from trainers.export.options import ExportOptions
+from trainers.export.write import ExportReport, export_model
 from trainers.layers import SVDConv, SVDLinear
 from trainers.loop import EpochResult
 from trainers.methods import METHODS
@@ -38,6 +49,10 @@ __all__ = [
     "DeployedLayer",
     "DistillationConfig",
     "EpochResult",
+    "ExportError",
+    "ExportOptions",
+    "ExportReport",
+    "Exported",
     "FactorizationConfig",
     "ImageData",
     "LayerReport",
@@ -57,8 +72,10 @@ __all__ = [
     "build_model",
     "compress",
     "evaluate_model_file",
+    "export_model",
     "factorize",
     "finetune",
+    "load",
     "load_model",
     "load_test",
     "load_train_validation",

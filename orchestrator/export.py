@@ -1,0 +1,107 @@
+"""`rankfront export`: a run of a sweep, by its name or a pick, or a model file, to a file for production."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.config import dump_config, load_config
+from orchestrator.front import read_front
+from orchestrator.paths import SweepPaths
+from orchestrator.picks import PICKS
+from orchestrator.records import read_records
+from trainers.errors import SweepError
+from trainers.export.options import ExportOptions
+from trainers.export.write import ExportReport, export_model
+
+MODEL_FILE = "model.pt"
+_FACTS = ("stage", "source", "method", "decomposition", "rank_rule", "seed", "epochs")
+_SCORES = ("val_accuracy", "val_top5_accuracy", "test_accuracy", "test_top5_accuracy", "test_macro_f1")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: a model file, the configuration it was trained with, and its row in the sweep's table."""
+
+    model_file: Path
+    config: Path
+    record: dict[str, Any]
+
+
+def export_run(run: Path, name: str | None, config: Path | None, output: Path, options: ExportOptions) -> ExportReport:
+    """Export `name`, a run or a pick of the sweep in `run`, or, without it, the model file `run`; returns what was written.
+
+    `config` is the sweep's file where a model file lies outside a sweep's output directory. Raises SweepError where there is
+    no such run, and what `trainers.export.write.export_model` raises.
+    """
+    from trainers.data import load_train_validation
+    from trainers.saved_model import load_model
+
+    source = find_source(run, name, config)
+    loaded = load_config(source.config)
+    saved = load_model(source.model_file)
+    data = load_train_validation(loaded.data)
+    facts = {"run": source.record, "config": yaml.safe_load(dump_config(loaded))}
+    return export_model(saved, data, output, options, facts)
+
+
+def find_source(run: Path, name: str | None, config: Path | None = None) -> Source:
+    """Return what `run` and `name` stand for; see `export_run`."""
+    if name is not None:
+        return _named(SweepPaths(run.absolute()), name)
+    if (run / SweepPaths(run).config.name).exists():
+        return _named(SweepPaths(run.absolute()), "")
+    model_file = (run / MODEL_FILE if run.is_dir() else run).absolute()
+    if not model_file.is_file():
+        raise SweepError(f"{run} must be a sweep's output directory or a model file ({MODEL_FILE}), but there is none")
+    paths = SweepPaths(model_file.parents[2]) if len(model_file.parents) > 2 else None
+    if paths is not None and paths.config.exists() and paths.run(model_file.parent.name) == model_file.parent:
+        return Source(model_file, config or paths.config, _record(paths, model_file.parent.name))
+    if config is None:
+        raise SweepError(
+            f"{model_file} lies in no sweep's output directory, and says nothing about its images; give --config with the "
+            "sweep's file, whose `data` it was trained on"
+        )
+    return Source(model_file, config, {})
+
+
+def _named(paths: SweepPaths, name: str) -> Source:
+    front = read_front(paths.root)
+    picks = {pick: point.name for pick, point in front.picks.items()} if front.finalists else {}
+    run = picks.get(name, name)  # type: ignore[call-overload]  # any name may be asked for
+    model_file = paths.run(run) / MODEL_FILE
+    if not name or not model_file.is_file():
+        finalists = ", ".join(point.name for point in front.finalists) or "none yet"
+        known = ", ".join(picks) or f"none yet ({', '.join(PICKS)} are among finalists)"
+        raise SweepError(
+            f"a run of {paths.root} must be named that has a {MODEL_FILE}, but got {name!r}; picks: "
+            f"{known}; finalists: {finalists}"
+        )
+    return Source(model_file, paths.config, _record(paths, run))
+
+
+def _record(paths: SweepPaths, name: str) -> dict[str, Any]:
+    """What the sweep's table says of a run, for the file's metadata."""
+    found = next((record for record in read_records(paths.results) if record.name == name), None)
+    values = {key: getattr(found, key, None) for key in (*_FACTS, *_SCORES)}
+    return {"name": name, **{key: value for key, value in values.items() if value is not None}}
+
+
+def described(report: ExportReport) -> list[str]:
+    """Return what was written, line by line, for a terminal."""
+    found, cost, weights = report.measured, report.metadata["cost"], report.metadata["weights"]
+    batch_norm = f"{report.folded} BatchNorm folded" + (f", {report.left} left" if report.left else "")
+    low_rank = sum(layer["form"] == "low_rank" for layer in report.metadata["layers"])
+    lines = [
+        f"{report.path}: {report.size_bytes:,} bytes, {report.nodes} nodes, weights {weights}, {batch_norm}",
+        f"Network  {cost['macs']:,} MACs ({100 * cost['macs_ratio']:.1f}% of the dense network's), {low_rank} low-rank "
+        f"layers, {cost['params']:,} parameters ({100 * cost['params_ratio']:.1f}%)",
+        f"Parity   on {found.images} validation images: logits differ by {found.max_abs_error:.2e} at most (the largest is "
+        f"{found.max_abs_logit:.3g}), the first class agrees on {100 * found.top1_agreement:.2f}%",
+    ]
+    if found.val_accuracy is not None:
+        before = report.metadata["accuracy"].get("val_accuracy")
+        was = "" if before is None else f" (as trained {100 * before:.2f}%)"
+        lines.append(f"Accuracy {100 * found.val_accuracy:.2f}% on validation data{was}")
+    return lines
