@@ -113,7 +113,7 @@ class TestOneRun:
         assert not (recorded / "reruns").exists()
 
     def test_an_override_that_the_run_does_not_know_is_said_to_be_idle(self, recorded):
-        paths, record = SweepPaths(recorded), run_of(recorded, "pretrain")
+        paths, record = SweepPaths(recorded), run_of(recorded, "trial")
         records = read_records(paths.results)
         own = json.dumps({**json.loads(record.settings), "learning_rate": 2e-3})
         write_records([replace(r, settings=own) if r.name == record.name else r for r in records], paths.results)
