@@ -25,6 +25,17 @@ def test_methods_writes_a_row_for_each_point(pytestconfig, tmp_path):
     assert (tmp_path / "rows.json").read_text() == first
 
 
+def test_quantization_writes_a_row_for_each_file(pytestconfig, tmp_path):
+    run(pytestconfig, "quantization.py", "--quick", "--output", tmp_path / "out", "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["network"], row["weights"]) for row in rows] == [
+        (network, weights) for network in ("dense", "50 % of MACs") for weights in ("fp32", "fp16", "int8")
+    ]
+    assert all(row["test_accuracy"] > 0.5 for row in rows)
+    for fp32, fp16, int8 in (rows[:3], rows[3:]):
+        assert fp32["size_bytes"] > fp16["size_bytes"] > int8["size_bytes"]
+
+
 def test_step_cost_writes_the_ratios(pytestconfig, tmp_path):
     file = tmp_path / "ratios.json"
     run(

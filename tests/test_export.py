@@ -23,8 +23,8 @@ from trainers.saved_model import SavedModel, save_model
 
 SHAPES = {"tiny": (1, 8, 8), "lenet5": (1, 28, 28), "mlp": (1, 6, 6), "resnet8": (3, 16, 16)}
 WIDE = [
-    "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "mobilenet_v3_small",
-    "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "vit_b_16",
+    "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
+    "resnet18", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "vit_b_16",
 ]  # fmt: skip
 
 
