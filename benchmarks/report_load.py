@@ -69,7 +69,9 @@ def write_sweep(folder: Path, trials: int, study: bool = True, seed: int = 0) ->
     records += [_trial(number, rng) for number in range(trials)]
     picks = pick_finalists(records[1:], config.finetune)
     for i, pick in enumerate(picks):
-        tuned = _run(finetune_name(pick.name), "finetune", min(0.93, (pick.score or 0) + 0.03), pick.macs or 1, trials + i)
+        tuned = _run(
+            finetune_name(pick.name), "finetune", min(0.93, (pick.score or 0) + 0.03), pick.macs or 1, trials + i
+        )
         source = f"trial-{pick.trial_number:04d}"
         records.append(replace(tuned, source=source, trial_number=pick.trial_number, settings=pick.settings))
     records.append(_run("dense", "dense", 0.915, DENSE_MACS, trials + len(picks)))
