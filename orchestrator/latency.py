@@ -140,13 +140,14 @@ def latency_tables(found: Measured) -> RenderableType:
 
 
 def _layer_table(found: Measured) -> Table:
-    table = plain_table("Low-rank layers beside the dense layer that computes the same", "network")
-    for heading in ("layer", "low rank, ms", "dense, ms", "deployed"):
+    table = plain_table("Low-rank layers beside the dense layer that computes the same: medians, ms", "network")
+    for heading in ("layer", "low rank", "dense", "deployed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, layers in found.layers.items():
         for layer in layers:
             form = "dense" if layer.name in found.made_dense.get(name, ()) else "low rank"
-            table.add_row(name, layer.name, _text(layer.low_rank), _text(layer.dense), form)
+            times = (f"{one.median_ms:.3g}" for one in (layer.low_rank, layer.dense))
+            table.add_row(name, layer.name, *times, form)
     return table
 
 
