@@ -14,8 +14,8 @@ from orchestrator.records import read_records
 from trainers.errors import SweepError
 from trainers.export.options import ExportOptions
 from trainers.export.write import ExportReport, export_model
+from trainers.recipe import MODEL_FILE
 
-MODEL_FILE = "model.pt"
 _FACTS = ("stage", "source", "method", "decomposition", "rank_rule", "seed", "epochs")
 _SCORES = ("val_accuracy", "val_top5_accuracy", "test_accuracy", "test_top5_accuracy", "test_macro_f1")
 

@@ -4,19 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.data import ImageData
-
-
-class Normalisation(nn.Module):
-    """(N, C, H, W) uint8, 0 to 255, to the float32 images that the network was trained on: (x - 255 mean) / (255 std)."""
-
-    def __init__(self, data: ImageData) -> None:
-        super().__init__()
-        for name, values in (("mean", data.mean), ("std", data.std)):
-            self.register_buffer(name, 255 * torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised images."""
-        return (images.to(torch.float32) - self.get_buffer("mean")) / self.get_buffer("std")
+from trainers.serving import Normalisation
 
 
 class Interface(nn.Module):
