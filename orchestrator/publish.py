@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 _FLUSH_S = 30.0
 
 
-def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> SweepFront:
+def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tracker") -> None:
     """Write the front to the output directory and to MLflow, and tag its members."""
     tracker.flush(_FLUSH_S)  # so that the files name the runs by their ids
     ledger.save()
@@ -53,7 +53,6 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
     for path in files:
         if path.exists():
             tracker.log_artifact(PARENT, path)
-    return front
 
 
 def publish_report(paths: SweepPaths, tracker: "Tracker") -> None:
