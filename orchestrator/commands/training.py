@@ -1,0 +1,141 @@
+"""The verbs that train, or check what would be trained."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestrator.commands.options import (
+    INTERRUPTED,
+    ConfigArgument,
+    DirectoryArgument,
+    MaxMacs,
+    MaxParams,
+    MinAccuracy,
+    SetOption,
+)
+
+NOT_VERIFIED = 1
+
+verbs = typer.Typer()
+
+
+@verbs.command()
+def sweep(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    output: Annotated[Path | None, typer.Option(help="Output directory [default: runs/<name>].")] = None,
+) -> None:
+    """Run a sweep: train, search, fine-tune the Pareto-optimal models. Goes on with one that was interrupted."""
+    from orchestrator.config import load_config
+    from orchestrator.front import front_tables
+    from orchestrator.pipeline import run_sweep
+
+    loaded = load_config(config, set_ or [])
+    folder = output or Path("runs") / loaded.name
+    console = Console()
+    try:
+        front = run_sweep(loaded, folder, console)
+    except KeyboardInterrupt:
+        overrides = [part for text in set_ or [] for part in ("--set", text)]
+        command = shlex.join(["rankfront", "sweep", str(config), *overrides, "--output", str(folder)])
+        print(f"\nStopped. Go on with:\n  {command}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(front_tables(front))
+    print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt")
+    print(f"Report   {folder}/report.html\nMLflow   rankfront ui {folder}")
+
+
+@verbs.command()
+def validate(config: ConfigArgument, set_: SetOption = None) -> None:
+    """Check a configuration, its search space and its data without training anything."""
+    from orchestrator.config import dump_config, load_config
+    from orchestrator.jobs import pretrain_job
+    from orchestrator.plan import plan_sweep
+
+    loaded = load_config(config, set_ or [])
+    plan = plan_sweep(loaded)
+    cost = plan.dense_cost
+    print(dump_config(loaded), end="")
+    print(f"# valid. Dense network: {cost.macs:,} MACs ({cost.flops:,} FLOPs), {cost.params:,} parameters")
+    print(f"# counted by {cost.counter}; operators not counted: {', '.join(cost.uncounted) or 'none'}")
+    print(
+        f"# runs of stage 1 that the search space needs: {', '.join(pretrain_job(start).name for start in plan.starts)}"
+    )
+    for layer in plan.layers:
+        print(
+            f"#   {layer.name} ({layer.kind}, {layer.params:,}): {layer.status}{layer.reason and ', ' + layer.reason}"
+        )
+
+
+@verbs.command()
+def finetune(
+    directory: DirectoryArgument,
+    pick: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A candidate, e.g. trial-0003-cut-2; may be repeated.")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="At most so many [default: the sweep's finetune.num_models].")
+    ] = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    min_accuracy: MinAccuracy = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The knee of the candidates within the limits.")] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Seeds for each [default: the sweep's].")] = None,
+) -> None:
+    """Fine-tune more of a sweep's candidates: any cut of any trial. What is fine-tuned already is not run again.
+
+    Without --pick: those that add most to the front of all cuts within the limits, by their scores before fine-tuning.
+    """
+    from orchestrator.choice import Choice
+    from orchestrator.front import front_tables
+    from orchestrator.pipeline import run_finetuning
+    from orchestrator.selection import Limits
+
+    if pick and (num or knee or any(limit is not None for limit in (max_macs, max_params, min_accuracy))):
+        raise typer.BadParameter("--pick says which; it excludes --num, --knee and limits")
+    choice = Choice(tuple(pick or ()), num, Limits(max_macs, max_params, min_accuracy), knee)
+    console = Console()
+    console.print(front_tables(run_finetuning(directory, choice, repeats, console)))
+
+
+@verbs.command()
+def rerun(
+    directory: DirectoryArgument,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A run of it, such as trial-0003 [default: the whole sweep].")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Exit code 1 where a metric is not the record's.")] = False,
+    set_: SetOption = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Train with N other seeds instead: mean and spread.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder for it [default: DIR/reruns/<name>-<n>].")] = None,
+) -> None:
+    """Train a recorded run, or the whole sweep, again, and compare every metric with the record."""
+    from orchestrator.rerun.prepare import prepare
+    from orchestrator.rerun.repeat import repeat
+    from orchestrator.rerun.seeds import repeat_with_seeds
+    from orchestrator.rerun.show import print_changes, print_comparison, print_spread
+
+    if seeds is not None and (name is None or verify or output is not None):
+        raise typer.BadParameter("--seeds needs a NAME, and neither --verify nor --output")
+    console = Console()
+    prepared = prepare(directory, name, set_ or [])
+    print_changes(prepared, console)
+    try:
+        if seeds is not None:
+            print_spread(repeat_with_seeds(prepared, seeds), console)
+            return
+        if verify and prepared.input_changes:
+            print("Not verified: with the changes above nothing can agree; nothing was trained", file=sys.stderr)
+            raise typer.Exit(NOT_VERIFIED)
+        found = repeat(prepared, output, console)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    print_comparison(prepared, found, console)
+    if verify and found.comparison.differences:
+        raise typer.Exit(NOT_VERIFIED)
