@@ -5,74 +5,30 @@ table. The replay then gives each scheduler the same trials in a random order on
 epochs would end, and counts: the share of the trials that are on the front when everything is trained to the end and that
 the scheduler stops, the share of all epochs that it trains, and the hypervolume that is left. Twenty orders, mean ± standard
 deviation. `asha` is asynchronous successive halving on the score of a trial's own cut; `pareto` is `ParetoHalving`, on
-curves, or on own cuts alone.
+curves, or on own cuts alone. Samplers are played the same tables by `replay_samplers.py`.
 
-    python benchmarks/replay.py --record --mnist DIR --table FILE       # a quarter of an hour on two cores
-    python benchmarks/replay.py --table FILE --json FILE --markdown FILE
+    python benchmarks/replay.py --record mnist_mlp --mnist DIR --tables FILE       # ten minutes on two cores
+    python benchmarks/replay.py --tables FILE FILE --json FILE --markdown FILE
 """
 
 import heapq
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from bench_options import benchmark_parser, write
+from replay_table import NETWORKS, Curves, read_table, record_table, write_table
 
 from orchestrator.halving import ParetoHalving
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.scheduler import rung_point
-from search_spaces import find_search_space
-from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig, apply_settings
-from trainers.data import load_train_validation
-from trainers.models import ModelSpec
-from trainers.recipe import MODEL_FILE, Setting, compress, pretrain
 
 FLOOR = 0.8
 DEFAULT = "the same, a tenth exempt (the default)"
 MIN_TRIALS = 4  # at a rung, before any scheduler stops one
-TRAINING = TrainingConfig(batch_size=100, pretrain_epochs=6, epochs=9, learning_rate=1e-3)
-Curves = list[list[list[float]]]  # epoch, point, (score, share of the dense MACs); a trial's own cut first
-
-
-def record(trial: tuple[int, dict[str, Any], str, str]) -> Curves | None:
-    """Train one trial to the end; None if it diverges."""
-    from trainers.errors import NonFiniteError
-
-    number, settings, mnist, folder = trial
-    torch.set_num_threads(1)
-    training, method = apply_settings(settings, TRAINING, MethodConfig())
-    data = load_train_validation(DataConfig("mnist", root=mnist, max_train=6_000, validation_fraction=0.25))
-    setting = Setting(ModelSpec(ModelConfig("mlp", (300, 100)), data.sample_shape, data.num_classes), data, training)
-    start, curve = Path(folder) / f"{number}", CurveConfig(num_points=4)
-    try:
-        list(pretrain(setting, method, start, Path(folder) / "store"))
-        results = list(compress(setting, method, start / MODEL_FILE, None, curve, range(1, training.epochs)))
-    except NonFiniteError:
-        return None
-    dense = setting.dense_cost.macs
-    return [[[cut["score"], cut["macs"] / dense] for cut in result.curve or []] for result in results]
-
-
-def record_table(mnist: str, num_trials: int, workers: int) -> list[Curves]:
-    """Train `num_trials` random trials of the space `svd_training`."""
-    import optuna
-
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    space = find_search_space("svd_training")
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        trials = [(number, space(study.ask()), mnist, folder) for number in range(num_trials)]
-        return [curves for curves in pool.map(record, trials) if curves is not None]
-
-
 Scheduler = Callable[[str, int, list[list[float]]], bool]  # trial, epoch, its points: does it go on?
 
 
@@ -191,45 +147,58 @@ def at_scale(table: list[Curves], num_trials: int, workers: int) -> float:
     return time.perf_counter() - start
 
 
-def markdown(rows: list[dict[str, Any]], table: list[Curves], seeds: int, workers: int, scale: dict[int, float]) -> str:
-    lines = [
-        f"{len(table)} recorded trials of {len(table[0])} epochs (MLP on MNIST, {len(front_trials(table))} of them on the "
-        f"front in the end), {workers} simulated workers, {seeds} orders; mean ± standard deviation, %.",
-        "",
-        "| scheduler | trials of the true front stopped | epochs trained | hypervolume left |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [
-            f"{100 * statistics.mean(row[key]):.1f} ± {100 * statistics.stdev(row[key]):.1f}"
-            for key in ("front_stopped", "epochs_trained", "hypervolume")
+def markdown(found: dict[str, dict[str, Any]], seeds: int, workers: int) -> str:
+    """One table of schedulers for each table of trials."""
+    lines = []
+    for name, of_one in found.items():
+        lines += [
+            f"### {name}",
+            "",
+            f"{of_one['trials']} recorded trials of {of_one['epochs']} epochs, {of_one['front']} of them on the front in "
+            f"the end, {workers} simulated workers, {seeds} orders; mean ± standard deviation, %.",
+            "",
+            "| scheduler | trials of the true front stopped | epochs trained | hypervolume left |",
+            "|---|---|---|---|",
         ]
-        lines.append(f"| {row['scheduler']} | " + " | ".join(cells) + " |")
-    for count, seconds in scale.items():
-        lines += ["", f"{count:,} trials on 500 simulated workers were replayed in {seconds:.0f} s."]
-    return "\n".join(lines) + "\n"
+        for row in of_one["rows"]:
+            cells = [
+                f"{100 * statistics.mean(row[key]):.1f} ± {100 * statistics.stdev(row[key]):.1f}"
+                for key in ("front_stopped", "epochs_trained", "hypervolume")
+            ]
+            lines.append(f"| {row['scheduler']} | " + " | ".join(cells) + " |")
+        for count, seconds in of_one["replay_s"].items():
+            lines += ["", f"{count:,} trials on 500 simulated workers were replayed in {seconds:.0f} s."]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__, "mnist")
-    parser.add_argument("--record", action="store_true", help="train the trials and write the table")
-    parser.add_argument("--table", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=100, help="to record")
+    parser.add_argument("--record", choices=list(NETWORKS), help="train trials of this network and write the one table")
+    parser.add_argument("--tables", type=Path, nargs="+", required=True)
+    parser.add_argument("--trials", type=int, default=60, help="to record")
+    parser.add_argument("--seed", type=int, default=0, help="of the trials to record")
     parser.add_argument("--workers", type=int, default=2, help="processes that record, of one thread each")
     parser.add_argument("--simulated-workers", type=int, default=8)
     parser.add_argument("--scale", type=int, nargs="*", default=[1_000, 10_000], help="numbers of trials to time")
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args()
     if options.record:
-        recorded = record_table(options.mnist, options.trials, options.workers)
-        pq.write_table(pa.table({"curves": recorded}), options.table)
-        print(f"{len(recorded)} trials of {options.trials} recorded in {options.table}")
+        recorded = record_table(options.record, options.mnist, options.trials, options.seed, options.workers)
+        write_table(recorded, options.tables[0])
+        print(f"{len(recorded)} trials of {options.trials} recorded in {options.tables[0]}")
         return
-    table: list[Curves] = pq.read_table(options.table)["curves"].to_pylist()
-    rows = compare(table, options.seeds, options.simulated_workers)
-    scale = {count: at_scale(table, count, 500) for count in options.scale}
-    text = markdown(rows, table, options.seeds, options.simulated_workers, scale)
-    write(options, {"rows": rows, "replay_s": scale}, text)
+    found = {}
+    for path in options.tables:
+        table = [trial.curves for trial in read_table(path)]
+        found[path.stem] = {
+            "trials": len(table),
+            "epochs": len(table[0]),
+            "front": len(front_trials(table)),
+            "rows": compare(table, options.seeds, options.simulated_workers),
+            "replay_s": {count: at_scale(table, count, 500) for count in options.scale},
+        }
+    write(options, found, markdown(found, options.seeds, options.simulated_workers))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 def check_search(search: SearchConfig, space: "SearchSpace") -> None:
     """Check the user's first points and the earlier sweep, without a study; raises ConfigError."""
-    check_points(space, search.first_points)
+    check_points(space, search.first_points or ())
     if search.warm_start is not None:
         _earlier_trials(search.warm_start)
 
@@ -51,7 +51,7 @@ def begin(study: optuna.Study, space: "SearchSpace", search: SearchConfig) -> No
     """
     if search.warm_start is not None:
         warm_start(study, space, search.warm_start)
-    enqueue_first_points(study, search.first_points)
+    enqueue_first_points(study, search.first_points or ())
 
 
 def enqueue_first_points(study: optuna.Study, points: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ that stand beside each field check values.
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, core_schema
 
 from orchestrator.yaml_source import YamlSource, parse_override
-from search_spaces import find_search_space
+from search_spaces import FIRST_POINTS, find_search_space
 from trainers.config import (
     CurveConfig,
     DataConfig,
@@ -68,10 +68,11 @@ class SearchConfig(Section):
 
     `sampler` is a name of `orchestrator.samplers.SAMPLERS`, `seed` is its seed. `ask_batch` proposals are asked for
     together: a wide cluster then waits once for all of them. `first_points` are tried first, each a mapping of the search
-    space's parameters to values; the sampler fills in what is missing. `warm_start`, the output directory of an earlier
-    sweep, gives the sampler that sweep's results, where they fit the search space. The sampler prefers what keeps to
-    `constraints`. `continuation`: a trial goes on from the best finished trial's network where there is one
-    (`orchestrator.continuation`), at most so many after each other; 0: every trial starts from stage 1.
+    space's parameters to values; the sampler fills in what is missing. None: those of `search_spaces.FIRST_POINTS`.
+    `warm_start`, the output directory of an earlier sweep, gives the sampler that sweep's results, where they fit the
+    search space. The sampler prefers what keeps to `constraints`. `continuation`: a trial goes on from the best finished
+    trial's network where there is one (`orchestrator.continuation`), at most so many after each other; 0: every trial
+    starts from stage 1.
     """
 
     num_trials: Annotated[int, at_least(1)] = 64
@@ -79,7 +80,7 @@ class SearchConfig(Section):
     seed: Annotated[int, in_interval(0, 2**32)] = 0
     sampler: Annotated[str, one_of("sampler", _sampler_names)] = "tpe"
     ask_batch: Annotated[int, at_least(1)] = 1
-    first_points: tuple[dict[str, Any], ...] = ()
+    first_points: tuple[dict[str, Any], ...] | None = None
     warm_start: str | None = None
     continuation: Annotated[int, at_least(0)] = 8
     constraints: ConstraintsConfig = field(default_factory=ConstraintsConfig)
@@ -202,6 +203,13 @@ class SweepConfig(Section):
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def resolved_search(self) -> SearchConfig:
+        """`search` with the search space's first points where it has none of its own."""
+        if self.search.first_points is not None:
+            return self.search
+        return replace(self.search, first_points=FIRST_POINTS.get(self.search_space, ()))
 
 
 _ADAPTER = TypeAdapter(SweepConfig)

@@ -18,7 +18,8 @@ from orchestrator.terminal import plain_table
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
-    from trainers.latency import Engine, Latency, LayerLatency
+    from trainers.engines import Engine
+    from trainers.latency import Latency, LayerLatency
     from trainers.saved_model import SavedModel
 
 DENSE = "dense"
@@ -29,7 +30,7 @@ _LAYER_SEED = 0
 class Settings:
     """What is timed: every engine with each number of images and of threads, on a device of torch; `rounds` >= 2.
 
-    The first of each is what `latency_ms` in the table means.
+    The first of each is what `latency_ms` in the table means, and what layers are timed by.
     """
 
     batches: tuple[int, ...] = (1, 64)
@@ -104,7 +105,13 @@ def _measure(paths: SweepPaths, names: Sequence[str], settings: Settings) -> Mea
     layers, made_dense = {}, {}
     for name in names:
         with threads(settings.threads[0]):
-            found = layer_latencies(saved[name].model, saved[name].form.layers or (), images[: settings.batches[0]])
+            found = layer_latencies(
+                saved[name].model,
+                saved[name].form.layers or (),
+                images[: settings.batches[0]],
+                settings.engines[0],
+                settings.rounds,
+            )
         layers[name] = found
         slow = [layer.name for layer in found if layer.dense.median_ms < layer.low_rank.median_ms]
         paths.deployed(name).unlink(missing_ok=True)
@@ -116,7 +123,8 @@ def _measure(paths: SweepPaths, names: Sequence[str], settings: Settings) -> Mea
 
 
 def _networks(saved: "dict[str, SavedModel]", images: Any, settings: Settings) -> Iterator[NetworkLatency]:
-    from trainers.latency import inference, threads, time_in_turn
+    from trainers.engines import inference
+    from trainers.latency import threads, time_in_turn
 
     for number in settings.threads:
         for engine in settings.engines:

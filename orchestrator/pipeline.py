@@ -167,7 +167,7 @@ def _open_study(config: SweepConfig, paths: SweepPaths, trials: list[RunRecord])
     from orchestrator.added_trials import add_curve, begin
     from orchestrator.study import open_study, reconcile
 
-    search = config.search
+    search = config.resolved_search
     study = open_study(paths.study, config.name, search.seed, search.sampler, search.constraints)
     begin(study, find_search_space(config.search_space), search)
     reconcile(study, {trial.name: trial for trial in trials})

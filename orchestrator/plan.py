@@ -12,7 +12,7 @@ from trainers.config import MethodConfig
 from trainers.cost import Cost, measure_cost
 from trainers.data import ImageData, check_test_split, load_train_validation
 from trainers.errors import ConfigError
-from trainers.models import ModelSpec, build_model
+from trainers.models import ModelSpec, build_shapes
 from trainers.surgery import LayerReport, layer_reports
 
 
@@ -39,12 +39,12 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     _require_gpu(config)
     space = find_search_space(config.search_space)
     starts = probe_search_space(space)
-    check_search(config.search, space)
+    check_search(config.resolved_search, space)
     check_test_split(config.data)
     data = load_train_validation(config.data)
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
     with torch.device("meta"):
-        model = build_model(spec)
+        model = build_shapes(spec)
         cost = measure_cost(model, spec.sample_shape)
         _require_patterns_that_match(config, model)
         layers = layer_reports(model, spec.sample_shape, config.factorization)

@@ -3,7 +3,8 @@
 A search space takes an `optuna.trial.BaseTrial`, suggests, and returns the trial's settings as a dict whose keys are
 fields of `trainers.MethodConfig` or `trainers.TrainingConfig`; it can be tried with
 `space(optuna.trial.FixedTrial(params))`. To add one: write a function and enter it in SEARCH_SPACES, or keep it in a
-module of your own and name it `package.module:function` in the config.
+module of your own and name it `package.module:function` in the config. FIRST_POINTS are parameters that a sweep of a space
+tries first unless its configuration says what to try.
 """
 
 import importlib
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.methods import methods
+from search_spaces.svd_training import FIRST_POINTS as SVD_TRAINING_FIRST
 from search_spaces.svd_training import svd_training
 from search_spaces.svd_training_l1 import svd_training_l1
 
@@ -25,7 +27,9 @@ SEARCH_SPACES: "dict[str, SearchSpace]" = {
     "methods": methods,
 }
 
-__all__ = ["SEARCH_SPACES", "find_search_space", "methods", "svd_training", "svd_training_l1"]
+FIRST_POINTS: "dict[str, tuple[dict[str, Any], ...]]" = {"svd_training": SVD_TRAINING_FIRST}
+
+__all__ = ["FIRST_POINTS", "SEARCH_SPACES", "find_search_space", "methods", "svd_training", "svd_training_l1"]
 
 
 def find_search_space(name: str) -> "SearchSpace":

@@ -8,6 +8,21 @@ if TYPE_CHECKING:
 # strength by regularizer, log-uniform; Hoyer-Square's values reach r - 1 instead of sqrt(r) - 1, hence the lower range
 STRENGTH = {"l1": (1e-4, 0.5), "hoyer": (1e-4, 0.5), "hoyer_square": (1e-5, 0.1)}
 
+# tried before anything is drawn: a weak and a strong pressure towards low rank, else what trains well, in either form
+FIRST_POINTS: "tuple[dict[str, Any], ...]" = tuple(
+    {
+        "decomposition": decomposition,
+        "regularizer": "hoyer_square",
+        "strength_hoyer_square": strength,
+        "orthogonality_weight": 0.5,
+        "energy": 0.05,
+        "learning_rate": 2e-3,
+        "spectrum_learning_rate": 10.0,
+    }
+    for strength in (0.003, 0.05)
+    for decomposition in ("spatial", "channel")
+)
+
 
 def svd_training(trial: "BaseTrial") -> dict[str, Any]:
     """Suggest decomposition, regularizer, its strength, orthogonality weight, pruning energy and learning rates.

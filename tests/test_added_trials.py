@@ -1,6 +1,7 @@
 """What enters the study beside the sampler's own draws: once, marked, and never taken for a run."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
@@ -8,10 +9,11 @@ from spaces import quick, two_rules
 from trial_records import point, record
 
 from orchestrator.added_trials import add_curve, begin, check_search
+from orchestrator.choices import offered
 from orchestrator.config import ConstraintsConfig, SearchConfig
 from orchestrator.searcher import StudySearcher
 from orchestrator.study import close_running, open_study, reconcile
-from search_spaces import SEARCH_SPACES, find_search_space
+from search_spaces import FIRST_POINTS, SEARCH_SPACES, find_search_space
 from trainers.errors import ConfigError
 
 ENERGY = {"rank_rule": "energy", "energy": 0.1, "compression_period": 20}
@@ -170,6 +172,16 @@ class TestFirstPoints:
     def test_a_choice_that_the_space_refuses_is_an_error(self):
         with pytest.raises(ConfigError, match=r"first_points\[0\]: search_space: .*no space today"):
             check_search(SearchConfig(first_points=({"x": 1},)), find_search_space("spaces:raises"))
+
+    @pytest.mark.parametrize("name", FIRST_POINTS)
+    def test_those_of_a_space_are_whole_points_of_it_unless_the_user_has_his_own(self, name, small_sweep):
+        own = replace(small_sweep, search_space=name, search=SearchConfig())
+        check_search(own.resolved_search, SEARCH_SPACES[name])
+        assert own.resolved_search.first_points == FIRST_POINTS[name]
+        for params in FIRST_POINTS[name]:
+            assert offered(SEARCH_SPACES[name], params, 0).keys() == params.keys()
+        for chosen in ((), FIRST_POINTS[name][:1]):
+            assert replace(own, search=SearchConfig(first_points=chosen)).resolved_search.first_points == chosen
 
     @pytest.mark.parametrize("name", SEARCH_SPACES)
     def test_any_draw_of_a_space_is_a_valid_point(self, name, tmp_path):

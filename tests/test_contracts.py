@@ -16,7 +16,8 @@ from trainers.data import DATASETS
 from trainers.deploy import prune, stored_spectra
 from trainers.errors import ConfigError
 from trainers.methods import resolve
-from trainers.models import MODELS, ModelSpec, build_model, model_names, torchvision_names
+from trainers.models import MODELS, ModelSpec, build_model, build_shapes, model_names, torchvision_names
+from trainers.recipe import dense_cost
 from trainers.regularizers import SPARSITY
 from trainers.surgery import factorize
 
@@ -115,10 +116,16 @@ def test_every_torchvision_classifier_converts_runs_prunes_to_a_budget_and_deplo
 def test_every_torchvision_classifier_builds_on_shapes(name):
     """Those of over 150 million parameters too; weights are not computed."""
     spec = spec_of(name)
+    model = build_shapes(spec)
     with torch.device("meta"):
-        model = build_model(spec)
         reports = factorize(model, "channel", spec.sample_shape)
     assert any(report.status == "factorized" for report in reports)
+
+
+def test_a_network_that_computes_its_widths_with_tensors_has_shapes_too():
+    spec = ModelSpec(ModelConfig("regnet_y_400mf"), (3, 64, 64), 7)
+    assert all(parameter.is_meta for parameter in build_shapes(spec).parameters())
+    assert dense_cost(spec).params == sum(parameter.numel() for parameter in build_model(spec).parameters())
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet18", "vit_b_16"])

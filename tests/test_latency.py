@@ -14,6 +14,7 @@ from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records
 from trainers.config import RankConfig
 from trainers.deploy import prune, prune_to_ranks
+from trainers.engines import inference
 from trainers.errors import SweepError
 from trainers.latency import layer_latencies, merged, threads, time_in_turn, with_dense
 from trainers.layers import SVDConv, SVDLinear, svd_layers
@@ -83,6 +84,19 @@ def test_every_low_rank_layer_is_timed_beside_its_dense_form():
     assert all(0 < layer.low_rank.median_ms < 1000 and 0 < layer.dense.median_ms < 1000 for layer in found)
 
 
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 5, 6)])
+def test_an_engine_runs_the_network_as_it_is_in_evaluation(engine, shape):
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout()] if len(shape) == 4 else [nn.Linear(6, 3)]
+    model, images = nn.Sequential(*layers), torch.randn(shape)
+    model(images)  # statistics that are not those of initialisation
+    expected = model.eval()(images).detach()
+    (found,) = (
+        inference(model.train(), images, engine)()[:1] if engine == "onnxruntime" else [inference(model, images)()]
+    )
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_threads_are_as_before_afterwards():
     before = torch.get_num_threads()
     with threads(before + 1):
@@ -118,12 +132,14 @@ def test_a_layer_made_dense_leaves_the_network_as_it_was_and_can_be_saved(finali
 
 
 def test_the_finalists_are_timed_and_slow_layers_are_deployed_dense(finalist):
-    found = measure(finalist, Settings(batches=(1, 8), rounds=3))
+    found = measure(finalist, Settings(batches=(1, 8), engines=("onnxruntime", "eager"), rounds=3))
     paths, front = SweepPaths(finalist), read_front(finalist)
     names = ["dense", *(point.name for point in front.finalists)]
-    assert [(row.name, row.batch) for row in found.networks] == [(name, batch) for batch in (1, 8) for name in names]
+    cells = [(engine, batch, name) for engine in ("onnxruntime", "eager") for batch in (1, 8) for name in names]
+    assert [(row.engine, row.batch, row.name) for row in found.networks] == cells
     assert json.loads(paths.latency.read_text())["device"] == "cpu"
-    times = {row.name: row.latency.median_ms for row in found.networks if row.batch == 1}
+    first = found.networks[: len(names)]
+    times = {row.name: row.latency.median_ms for row in first}
     assert {record.name: record.latency_ms for record in read_records(paths.results) if record.latency_ms} == times
     for name in names[1:]:
         slow = [layer.name for layer in found.layers[name] if layer.dense.median_ms < layer.low_rank.median_ms]

@@ -11,17 +11,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from trainers.deploy import DeployedLayer
+from trainers.engines import Call, Engine, inference
 from trainers.saved_model import SavedModel
 from trainers.surgery import replace_modules
-
-Engine = Literal["eager", "compile"]
-Call = Callable[[], object]
 
 _MIN_ROUND_S = 0.02  # shorter than that, the clock and the call itself are measured
 
@@ -70,20 +68,6 @@ def _summary(seconds: Sequence[float]) -> Latency:
     return Latency(1e3 * median, 1e3 * low, 1e3 * high)
 
 
-def inference(model: nn.Module, images: Tensor, engine: Engine = "eager", *, channels_last: bool = True) -> Call:
-    """Return the call that runs a copy of `model`, in evaluation mode, on `images`, of any shape, on their device."""
-    memory_format = torch.channels_last if channels_last and images.ndim == 4 else torch.contiguous_format
-    network = copy.deepcopy(model).to(images.device, images.dtype).to(memory_format=memory_format).eval()
-    images = images.to(memory_format=memory_format)
-    run = torch.compile(network) if engine == "compile" else network
-
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return cast(Tensor, run(images))
-
-    return call
-
-
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Let torch use `number` threads until the block ends."""
@@ -104,14 +88,16 @@ class LayerLatency:
     dense: Latency
 
 
-def layer_latencies(model: nn.Module, layers: Sequence[DeployedLayer], images: Tensor) -> list[LayerLatency]:
+def layer_latencies(
+    model: nn.Module, layers: Sequence[DeployedLayer], images: Tensor, engine: Engine = "eager", rounds: int = 15
+) -> list[LayerLatency]:
     """Time each low-rank layer of `model` on what reaches it for `images` (N, C, H, W), beside its dense form."""
     found = []
     names = [layer.name for layer in layers if layer.form == "low_rank"]
     for name, value in _inputs(model, names, images).items():
         pair = cast(nn.Sequential, model.get_submodule(name))
-        calls = {"low_rank": inference(pair, value), "dense": inference(merged(pair), value)}
-        times = time_in_turn(calls)
+        calls = {"low_rank": inference(pair, value, engine), "dense": inference(merged(pair), value, engine)}
+        times = time_in_turn(calls, rounds)
         found.append(LayerLatency(name, times["low_rank"], times["dense"]))
     return found
 

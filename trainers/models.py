@@ -181,6 +181,16 @@ _TORCHVISION_OPTIONS: dict[str, dict[str, bool]] = {
 }
 
 
+def build_shapes(spec: ModelSpec) -> nn.Module:
+    """Return the network on the meta device: shapes, and no weights. Raises as `build_model`."""
+    try:
+        with torch.device("meta"):
+            return build_model(spec)
+    except NotImplementedError:  # torchvision's RegNet computes its widths with tensors
+        with torch.device("cpu"):
+            return build_model(spec).to("meta")
+
+
 def _torchvision_classifier(name: str, spec: ModelSpec) -> nn.Module:
     import torchvision
 

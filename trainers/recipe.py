@@ -42,7 +42,7 @@ from trainers.form import ModelForm
 from trainers.loop import EpochResult, Evaluation, Stage, evaluate_split, stage_seed, train
 from trainers.methods import Method, Network, make_method, pretraining, resolve
 from trainers.methods.base import ValidationLoss
-from trainers.models import ModelSpec, build_model
+from trainers.models import ModelSpec, build_model, build_shapes
 from trainers.optimizers import DTYPES
 from trainers.saved_model import SavedModel, load_model, save_model
 
@@ -76,8 +76,7 @@ class Setting:
 
 def dense_cost(spec: ModelSpec) -> Cost:
     """Return the cost of the undecomposed network, from its shapes alone."""
-    with torch.device("meta"):
-        return measure_cost(build_model(spec), spec.sample_shape)
+    return measure_cost(build_shapes(spec), spec.sample_shape)
 
 
 def dense_model(setting: Setting) -> nn.Module:

@@ -12,7 +12,7 @@ from trainers.config import FactorizationConfig, ModelConfig, as_record
 from trainers.deploy import DeployedLayer
 from trainers.errors import CheckpointError, ConfigError
 from trainers.form import ModelForm, convert
-from trainers.models import ModelSpec, build_model
+from trainers.models import ModelSpec, build_shapes
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def load_model(source: Path | bytes) -> SavedModel:
             None if layers is None else tuple(DeployedLayer(**layer) for layer in layers),
         )
         with torch.device("meta"):  # shapes, and no weights
-            model = convert(build_model(spec), form, spec.sample_shape)
+            model = convert(build_shapes(spec), form, spec.sample_shape)
         model.load_state_dict(payload["state_dict"], assign=True)
         return SavedModel(model, spec, form, payload["config"], payload["history"])
     except (KeyError, TypeError, RuntimeError, ConfigError) as error:

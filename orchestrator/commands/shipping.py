@@ -21,6 +21,14 @@ class ExportFormat(StrEnum):
     SAFETENSORS = "safetensors"
 
 
+class EngineName(StrEnum):
+    """What runs a network that is timed: `trainers.engines.ENGINES`."""
+
+    EAGER = "eager"
+    COMPILE = "compile"
+    ONNXRUNTIME = "onnxruntime"
+
+
 class Weights(StrEnum):
     """The numbers in them."""
 
@@ -35,7 +43,10 @@ def latency(
     directory: DirectoryArgument,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Images a batch [default: 1 and 64].")] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads on the CPU [default: 1 and all].")] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also by torch.compile.")] = False,
+    engine: Annotated[
+        list[EngineName] | None,
+        typer.Option(help="What runs the networks; may be repeated. Layers are judged by the first [default: eager]."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds, in each of which every network is timed once.")] = 15,
 ) -> None:
@@ -46,7 +57,7 @@ def latency(
     settings = Settings(
         batches=tuple(batch or (1, 64)),
         threads=tuple(threads or dict.fromkeys((1, cores))),
-        engines=("eager", "compile") if compiled else ("eager",),
+        engines=tuple(name.value for name in engine or (EngineName.EAGER,)),
         device=device,
         rounds=rounds,
     )
