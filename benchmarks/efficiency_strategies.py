@@ -72,7 +72,9 @@ class Outcome:
 
 
 def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> SweepConfig:
-    """Return the task as a sweep; `levers`: `curve`, `scheduler`, `sampler`, `continuation`, where not the defaults."""
+    """Return the task as a sweep; `levers`: `curve`, `scheduler`, `sampler`, `continuation`, `first_points`,
+    where not the defaults.
+    """
     curve = levers.get("curve", task.curve)
     return SweepConfig(
         name=name,
@@ -86,6 +88,7 @@ def sweep_config(name: str, task: Task, seed: int, levers: dict[str, Any]) -> Sw
             seed=seed,
             sampler=levers.get("sampler", "tpe"),
             continuation=levers.get("continuation", SearchConfig().continuation),
+            first_points=levers.get("first_points"),
         ),
         curve=curve,
         scheduler=levers.get("scheduler", SchedulerConfig()),
@@ -268,6 +271,7 @@ STRATEGIES: dict[str, Any] = {
         *place, curve=replace(place[0].curve, batch_norm_batches=0, recovery_steps=0)
     ),
     "without continuation": lambda *place: ours(*place, continuation=0),
+    "without first points": lambda *place: ours(*place, first_points=()),
 }
 
 

@@ -59,7 +59,7 @@ def tasks(mnist: str, cifar10: str) -> dict[str, Task]:
             ModelConfig("resnet8"),
             TrainingConfig(batch_size=32, pretrain_epochs=6, epochs=6, learning_rate=2.5e-3),
             num_trials=16,
-            plain_trials=24,
+            plain_trials=32,
             finetune=FinetuneConfig(num_models=4, epochs=3),
             floor=0.2,
             curve=CurveConfig(num_points=6, smallest=0.1),

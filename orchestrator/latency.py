@@ -92,7 +92,7 @@ def measure(directory: Path, settings: Settings) -> Measured:
 def _measure(paths: SweepPaths, names: Sequence[str], settings: Settings) -> Measured:
     import torch
 
-    from trainers.latency import layer_latencies, threads, with_dense
+    from trainers.latency import Timed, layer_latencies, threads, with_dense
     from trainers.recipe import MODEL_FILE
     from trainers.saved_model import load_model, save_model
 
@@ -102,7 +102,7 @@ def _measure(paths: SweepPaths, names: Sequence[str], settings: Settings) -> Mea
     shape = saved[DENSE].spec.sample_shape
     generator = torch.Generator().manual_seed(_LAYER_SEED)
     images = torch.randn(max(settings.batches), *shape, generator=generator).to(settings.device)
-    layers, made_dense = {}, {}
+    layers, made_dense, known = {}, {}, Timed()
     for name in names:
         with threads(settings.threads[0]):
             found = layer_latencies(
@@ -111,6 +111,7 @@ def _measure(paths: SweepPaths, names: Sequence[str], settings: Settings) -> Mea
                 images[: settings.batches[0]],
                 settings.engines[0],
                 settings.rounds,
+                known,
             )
         layers[name] = found
         slow = [layer.name for layer in found if layer.dense.median_ms < layer.low_rank.median_ms]

@@ -84,6 +84,19 @@ def test_every_low_rank_layer_is_timed_beside_its_dense_form():
     assert all(0 < layer.low_rank.median_ms < 1000 and 0 < layer.dense.median_ms < 1000 for layer in found)
 
 
+def test_layers_of_the_same_shapes_are_timed_once():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 8))
+    factorize(model, "channel", (16,))
+    pruned = prune_to_ranks(model, dict.fromkeys(svd_layers(model), 2), (16,))
+    known = {}
+    first, second, third = layer_latencies(pruned.model, pruned.layers, torch.randn(2, 16), rounds=2, known=known)
+    assert (first.low_rank, first.dense) == (second.low_rank, second.dense)
+    assert (third.low_rank, third.dense) != (first.low_rank, first.dense)
+    assert len(known) == 2
+    again = layer_latencies(pruned.model, pruned.layers, torch.randn(2, 16), rounds=2, known=known)
+    assert again == [first, second, third]
+
+
 @pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 5, 6)])
 def test_an_engine_runs_the_network_as_it_is_in_evaluation(engine, shape):

@@ -79,6 +79,9 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+Timed = dict[tuple[str, tuple[int, ...]], dict[str, Latency]]  # a layer and its input's shape -> its two forms
+
+
 @dataclass(frozen=True)
 class LayerLatency:
     """A layer that is deployed as two, and the dense one that computes the same, timed in turn on the same input."""
@@ -89,16 +92,27 @@ class LayerLatency:
 
 
 def layer_latencies(
-    model: nn.Module, layers: Sequence[DeployedLayer], images: Tensor, engine: Engine = "eager", rounds: int = 15
+    model: nn.Module,
+    layers: Sequence[DeployedLayer],
+    images: Tensor,
+    engine: Engine = "eager",
+    rounds: int = 15,
+    known: Timed | None = None,
 ) -> list[LayerLatency]:
-    """Time each low-rank layer of `model` on what reaches it for `images` (N, C, H, W), beside its dense form."""
-    found = []
+    """Time each low-rank layer of `model` on what reaches it for `images` (N, C, H, W), beside its dense form.
+
+    Layers of the same shapes are timed once. `known` holds what was timed before by the same engine with as many threads
+    and rounds, and takes up what is timed now.
+    """
+    found, known = [], {} if known is None else known
     names = [layer.name for layer in layers if layer.form == "low_rank"]
     for name, value in _inputs(model, names, images).items():
         pair = cast(nn.Sequential, model.get_submodule(name))
-        calls = {"low_rank": inference(pair, value, engine), "dense": inference(merged(pair), value, engine)}
-        times = time_in_turn(calls, rounds)
-        found.append(LayerLatency(name, times["low_rank"], times["dense"]))
+        key = repr(pair), tuple(value.shape)  # all that a layer is but for its numbers
+        if key not in known:
+            calls = {"low_rank": inference(pair, value, engine), "dense": inference(merged(pair), value, engine)}
+            known[key] = time_in_turn(calls, rounds)
+        found.append(LayerLatency(name, **known[key]))
     return found
 
 
