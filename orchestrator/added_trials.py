@@ -21,7 +21,16 @@ from orchestrator.constraints import violations
 from orchestrator.curves import CurvePoint
 from orchestrator.pareto import Points, non_dominated
 from orchestrator.paths import SweepPaths
-from orchestrator.study import ADDED, CURVE, MACS_RATIO, PARAMS_RATIO, constraints_of, recorded_trials, run_name
+from orchestrator.study import (
+    ADDED,
+    CURVE,
+    LATENCY,
+    MACS_RATIO,
+    PARAMS_RATIO,
+    constraints_of,
+    recorded_trials,
+    run_name,
+)
 from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,7 +129,9 @@ def _curve_trial(study: optuna.Study, source: FrozenTrial, point: CurvePoint) ->
         SOURCE: run_name(source),
         MACS_RATIO: point.macs_ratio,
         PARAMS_RATIO: point.params_ratio,
+        LATENCY: point.latency_ms,
     }
+    attributes = {key: value for key, value in attributes.items() if value is not None}
     return _added_trial(
         study, {**source.params, **point.settings}, source.distributions, [point.score, point.macs], attributes
     )
@@ -134,7 +145,8 @@ def _added_trial(
     attributes: dict[str, Any],
 ) -> FrozenTrial | None:
     """Return a complete trial, None where a value, or a figure that the study's constraints limit, is not known."""
-    limits = violations(constraints_of(study), values[0], attributes.get(MACS_RATIO), attributes.get(PARAMS_RATIO))
+    figures = (attributes.get(key) for key in (MACS_RATIO, PARAMS_RATIO, LATENCY))
+    limits = violations(constraints_of(study), values[0], *figures)
     if limits is None or not all(math.isfinite(value) for value in values):
         return None
     return create_trial(
@@ -150,7 +162,8 @@ def warm_start(study: optuna.Study, space: "SearchSpace", directory: str) -> Non
     """Add the complete trials of the earlier sweep in `directory`, curve points too, once in the life of the study.
 
     Their attribute `source` is that sweep's name. Trials whose parameters are not a choice of this search space, and those
-    without a figure that is limited here, are left out. Raises ConfigError where there is no readable study.
+    without a figure that is limited here, are left out; a latency that was foreseen elsewhere is none of here. Raises
+    ConfigError where there is no readable study.
     """
     if study.user_attrs.get(WARM_START) == directory:
         return

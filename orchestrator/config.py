@@ -22,6 +22,7 @@ from trainers.config import (
     DataConfig,
     DistillationConfig,
     FactorizationConfig,
+    LatencyConfig,
     ModelConfig,
     TrainingConfig,
     as_record,
@@ -52,13 +53,14 @@ def _sampler_names() -> Collection[str]:
 
 @dataclass(frozen=True)
 class ConstraintsConfig(Section):
-    """What a network must keep to; None: no limit. Ratios are to the dense network.
+    """What a network must keep to; None: no limit. Ratios are to the dense network, the latency is the one foreseen.
 
     `min_accuracy` is on the accuracy that the search maximises: the score where a run has one, else `val_accuracy`.
     """
 
     max_macs_ratio: Annotated[float | None, greater_than(0)] = None
     max_params_ratio: Annotated[float | None, greater_than(0)] = None
+    max_latency_ms: Annotated[float | None, greater_than(0)] = None
     min_accuracy: Annotated[float | None, in_interval(0, 1, closed="[]")] = None
 
 
@@ -195,6 +197,7 @@ class SweepConfig(Section):
     data: DataConfig
     search_space: Annotated[str, Rule(_search_space_problem)] = "svd_training"
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+    latency: LatencyConfig | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
@@ -203,6 +206,15 @@ class SweepConfig(Section):
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """A limit on latency needs to know on what."""
+        if self.search.constraints.max_latency_ms is not None and self.latency is None:
+            text = (
+                "must go with the section latency, which says of which engine and batch; add e.g. latency: {batch: 1}"
+            )
+            return [("search.constraints.max_latency_ms", text)]
+        return []
 
     @property
     def resolved_search(self) -> SearchConfig:

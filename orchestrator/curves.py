@@ -1,7 +1,7 @@
 """The curve of a trial: one training evaluated at many pruning thresholds, each point a candidate of the final stage.
 
 `results.parquet` holds a trial's curves, one for each rung it reached and one for its end, as JSON in the column `curve`:
-a list of {"epoch", "settings", "macs", "params", "score"}, as `trainers.curve.Cut` names them.
+a list of {"epoch", "settings", "macs", "params", "score", "latency_ms"}, as `trainers.curve.Cut` names them.
 """
 
 import json
@@ -17,8 +17,8 @@ class CurvePoint:
     """One cut of one trial's network.
 
     `trial` is the name of the run whose model is cut, `settings` are those of the search space's choice that this cut
-    changes ({"energy": 0.02}); none for the trial's own. Ratios are to the dense network. `score` is the validation
-    accuracy after the recovery (`trainers.recovery`).
+    changes ({"energy": 0.02}); none for the trial's own. `latency_ms` is foreseen, None without a table of times. Ratios are
+    to the dense network. `score` is the validation accuracy after the recovery (`trainers.recovery`).
     """
 
     trial: str
@@ -28,6 +28,7 @@ class CurvePoint:
     params: int
     params_ratio: float
     score: float
+    latency_ms: float | None = None
 
 
 def final_curve(record: RunRecord) -> list[CurvePoint]:
@@ -46,6 +47,7 @@ def final_curve(record: RunRecord) -> list[CurvePoint]:
             cut["params"],
             cut["params"] / dense_params,
             cut["score"],
+            cut.get("latency_ms"),
         )
         for cut in json.loads(record.curve)
         if cut["epoch"] == record.epochs
@@ -80,6 +82,7 @@ def _candidate(trial: RunRecord, settings: dict[str, Any], place: int, point: Cu
         params=point.params,
         params_ratio=point.params_ratio,
         score=point.score,
+        predicted_latency_ms=point.latency_ms,
         **columns,
         # measured for the trial's own cut alone
         val_accuracy=None,
@@ -101,8 +104,8 @@ def trial_of(name: str) -> str:
 def curve_table(curve: str) -> dict[str, Any]:
     """Return a trial's curves as MLflow shows tables: {"columns", "data"}."""
     cuts = json.loads(curve)
-    columns = ["epoch", "settings", "macs", "params", "score"]
-    return {"columns": columns, "data": [[_cell(cut[column]) for column in columns] for cut in cuts]}
+    columns = ["epoch", "settings", "macs", "params", "score", "latency_ms"]
+    return {"columns": columns, "data": [[_cell(cut.get(column)) for column in columns] for cut in cuts]}
 
 
 def _cell(value: Any) -> Any:

@@ -132,6 +132,7 @@ def _epochs(
 ) -> Iterator[dict[str, Any]]:
     import torch
 
+    from orchestrator.foresight import read_table
     from orchestrator.scheduler import rungs
     from trainers import recipe
     from trainers.data import ImageData
@@ -141,8 +142,9 @@ def _epochs(
     training, method = job_configs(job, config)
     data = ImageData.from_arrays(arrays)
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
-    setting = recipe.Setting(spec, data, training, config.factorization, _device(config))
     paths = SweepPaths(Path(output))
+    latency = read_table(config, paths) if job.stage in ("trial", "finetune") else None
+    setting = recipe.Setting(spec, data, training, config.factorization, _device(config), latency)
     folder, epochs = paths.run(job.name), job_epochs(job, config)
     source = paths.run(job.source or "") / recipe.MODEL_FILE
     if job.stage == "dense":

@@ -18,7 +18,7 @@ from orchestrator.terminal import plain_table
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
-    from trainers.engines import Engine
+    from trainers.config import Engine
     from trainers.latency import Latency, LayerLatency
     from trainers.saved_model import SavedModel
 

@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 _SCORES = ("accuracy", "top5_accuracy", "macro_f1", "loss")
 METRIC_COLUMNS = (
     *(f"{split}_{name}" for split in ("val", "test") for name in _SCORES),
-    *("train_loss", "orthogonality_error", "macs", "macs_ratio", "params", "params_ratio", "rank_ratio", "score"),
+    *(
+        "train_loss",
+        "orthogonality_error",
+        "macs",
+        "macs_ratio",
+        "params",
+        "params_ratio",
+        "rank_ratio",
+        "score",
+        "predicted_latency_ms",
+    ),
 )
 _COUNTS = ("macs", "params")
 

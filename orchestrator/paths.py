@@ -96,6 +96,11 @@ class SweepPaths:
         return self.root / "latency.json"
 
     @property
+    def latency_table(self) -> Path:
+        """Times of the network's layers, from which the latency of cuts is foreseen."""
+        return self.root / "latency_table.json"
+
+    @property
     def stage_one_store(self) -> Path:
         """Networks of stage 1 by what they depend on, beside the sweep: other sweeps in the same folder share them."""
         return self.root.parent / ".stage1"

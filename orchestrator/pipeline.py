@@ -20,6 +20,7 @@ from orchestrator.config import SweepConfig, load_config
 from orchestrator.continuation import chain
 from orchestrator.curves import final_curve, trial_of
 from orchestrator.finalists import pick_finalists
+from orchestrator.foresight import write_table
 from orchestrator.front import SweepFront, sweep_front
 from orchestrator.jobs import dense_job, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
@@ -78,6 +79,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
             write_state(paths, {**state, "store": target.key})
             write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
             _describe(config, paths, plan, tracker, rerun_of)
+            write_table(config, plan, paths)
             view = SweepView(console, config, len(plan.starts))
             # in this order: Ray, as it starts, takes SIGTERM for itself
             with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):

@@ -18,11 +18,12 @@ from trainers.surgery import LayerReport, layer_reports
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a configuration leads to: its data, the forms of stage 1 that its search space needs, the dense network's cost,
-    and what becomes of each layer.
+    """What a configuration leads to: its data, its network, the forms of stage 1 that its search space needs, the dense
+    network's cost, and what becomes of each layer.
     """
 
     data: ImageData
+    spec: ModelSpec
     starts: list[MethodConfig]
     dense_cost: Cost
     layers: list[LayerReport]
@@ -51,7 +52,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     if not any(layer.status == "factorized" for layer in layers):
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers)
         raise ConfigError([("factorization", f"must leave at least one layer to decompose, but skips all: {reasons}")])
-    return SweepPlan(data, starts, cost, layers)
+    return SweepPlan(data, spec, starts, cost, layers)
 
 
 def _require_gpu(config: SweepConfig) -> None:

@@ -19,7 +19,7 @@ from trainers.atomic import atomic_file
 
 _SHARED = (
     "trial_number", "method", "decomposition", "regularizer", "rank_rule", "settings", "score", "val_accuracy",
-    "test_accuracy", "macs", "macs_ratio", "params", "params_ratio",
+    "test_accuracy", "macs", "macs_ratio", "params", "params_ratio", "predicted_latency_ms",
 )  # fmt: skip
 POINTS_SCHEMA = pa.schema(
     [
@@ -88,5 +88,6 @@ def _rungs(trial: RunRecord) -> Iterator[dict[str, Any]]:
             "macs_ratio": cut["macs"] / dense_macs,
             "params": cut["params"],
             "params_ratio": cut["params"] / dense_params,
+            "predicted_latency_ms": cut.get("latency_ms"),
             "on_front": False,
         }

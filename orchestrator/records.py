@@ -61,6 +61,7 @@ class RunRecord:
     params: int | None = None
     params_ratio: float | None = None
     rank_ratio: float | None = None
+    predicted_latency_ms: float | None = None
     latency_ms: float | None = None
     layers: list[str] | None = None
     ranks: list[int] | None = None

@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config import ConstraintsConfig
-from orchestrator.constraints import violations
+from orchestrator.constraints import violations_of
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.samplers import make_sampler
@@ -34,6 +34,7 @@ CURVE = "curve"
 REFUSED = "refused"
 MACS_RATIO = "macs_ratio"
 PARAMS_RATIO = "params_ratio"
+LATENCY = "predicted_latency_ms"
 _CONSTRAINTS = "constraints"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -154,7 +155,7 @@ def _values(record: RunRecord) -> list[float | None]:
 
 
 def _limits(record: RunRecord, constraints: ConstraintsConfig) -> dict[str, float] | None:
-    return violations(constraints, accuracy_of(record), record.macs_ratio, record.params_ratio)
+    return violations_of(record, constraints)
 
 
 def _true_state(record: RunRecord, limits: dict[str, float] | None) -> TrialState:
@@ -172,7 +173,11 @@ def _attributes(record: RunRecord, state: TrialState) -> dict[str, float]:
     if state == TrialState.PRUNED:
         found |= {"last_accuracy": accuracy_of(record), "last_macs": record.macs}
     else:
-        found |= {MACS_RATIO: record.macs_ratio, PARAMS_RATIO: record.params_ratio}
+        found |= {
+            MACS_RATIO: record.macs_ratio,
+            PARAMS_RATIO: record.params_ratio,
+            LATENCY: record.predicted_latency_ms,
+        }
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -84,8 +84,8 @@ def test_the_front_shows_finalists_of_cuts_with_their_scores_before():
 
 def test_a_table_for_mlflow_has_a_row_for_each_cut():
     table = curve_table(json.dumps(CUTS))
-    assert table["columns"] == ["epoch", "settings", "macs", "params", "score"]
-    assert table["data"][1] == [1, '{"energy": 0.5}', 100, 100, 0.1]
+    assert table["columns"] == ["epoch", "settings", "macs", "params", "score", "latency_ms"]
+    assert table["data"][1] == [1, '{"energy": 0.5}', 100, 100, 0.1, None]
     assert len(table["data"]) == 5
 
 

@@ -184,6 +184,22 @@ class DistillationConfig(Section):
     temperature: Annotated[float, greater_than(0)] = 4.0
 
 
+Engine = Literal["eager", "compile", "onnxruntime"]
+
+
+@dataclass(frozen=True)
+class LatencyConfig(Section):
+    """How long networks are to take: on which engine, with how many images a batch and threads, on which device.
+
+    With it, each cut's latency is foreseen from times of its layers, measured once on the machine that drives the sweep.
+    """
+
+    engine: Engine = "eager"
+    batch: Annotated[int, at_least(1)] = 1
+    threads: Annotated[int, at_least(1)] = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
 @dataclass(frozen=True)
 class CurveConfig(Section):
     """One training, a whole curve: the trained network cut at `num_points` budgets, each scored on validation rows.

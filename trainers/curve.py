@@ -17,6 +17,7 @@ from trainers.cost import measure_cost
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel, Spectra, prune_to_ranks, rank_problem
 from trainers.errors import ConfigError
+from trainers.latency_table import LatencyTable
 from trainers.loop import evaluate_split
 from trainers.methods import Method
 from trainers.rank_rules import RULE_SETTINGS, choose_ranks
@@ -26,13 +27,15 @@ from trainers.recovery import recover
 @dataclass(frozen=True)
 class Cut:
     """One cut of a trained network. `settings` are those of the rank rule that differ from the method's own: none for its
-    own cut. `score` is the validation accuracy after the recovery; MACs are of one sample.
+    own cut. `score` is the validation accuracy after the recovery; MACs are of one sample. `latency_ms` is foreseen from a
+    table of times, where there is one.
     """
 
     settings: dict[str, float]
     macs: int
     params: int
     score: float
+    latency_ms: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The cut as plain values, for a file."""
@@ -46,6 +49,7 @@ def trained_curve(
     data: ImageData,
     training: TrainingConfig,
     config: CurveConfig,
+    latency: LatencyTable | None = None,
 ) -> list[Cut]:
     """Score the method's `own` cut, the first of the list, and one at each budget at which its rule gives other ranks.
 
@@ -54,7 +58,14 @@ def trained_curve(
     """
     rows = scoring_rows(data, config)
     shape = method.network.sample_shape
-    cuts = [_score({}, copy.deepcopy(own.model), rows, training, config)]
+
+    def scored(settings: dict[str, float], pruned: PrunedModel, model: nn.Module) -> Cut:
+        cost, score = measure_cost(model, shape), _score(model, rows, training, config)
+        form = method.deployed_form(pruned).decomposition or ""
+        foreseen = None if latency is None else latency.predict(form, pruned.layers)
+        return Cut(settings, cost.macs, cost.params, score, foreseen)
+
+    cuts = [scored({}, own, copy.deepcopy(own.model))]
     if decomposed is None:
         return cuts
     model, spectra = decomposed
@@ -63,7 +74,7 @@ def trained_curve(
         pruned = prune_to_ranks(model, ranks, shape, spectra)
         if (key := tuple(pruned.ranks.items())) not in seen:
             seen.add(key)
-            cuts.append(_score(settings, pruned.model, rows, training, config))
+            cuts.append(scored(settings, pruned, pruned.model))
     return cuts
 
 
@@ -103,11 +114,7 @@ def budgets(config: CurveConfig) -> list[float]:
     return [config.largest * factor**i for i in range(config.num_points)]
 
 
-def _score(
-    settings: dict[str, float], model: nn.Module, data: ImageData, training: TrainingConfig, config: CurveConfig
-) -> Cut:
-    cost = measure_cost(model, data.sample_shape)
+def _score(model: nn.Module, data: ImageData, training: TrainingConfig, config: CurveConfig) -> float:
     model = model.to(memory_format=torch.channels_last)
     recover(model, data, training, config)
-    score = evaluate_split(model, data, training.dtype)["accuracy"]
-    return Cut(settings, cost.macs, cost.params, score)
+    return evaluate_split(model, data, training.dtype)["accuracy"]

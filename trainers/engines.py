@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-Engine = Literal["eager", "compile", "onnxruntime"]
+from trainers.config import Engine
+
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 Call = Callable[[], object]
 

@@ -16,8 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from trainers.config import Engine
 from trainers.deploy import DeployedLayer
-from trainers.engines import Call, Engine, inference
+from trainers.engines import Call, inference
 from trainers.saved_model import SavedModel
 from trainers.surgery import replace_modules
 
@@ -106,7 +107,7 @@ def layer_latencies(
     """
     found, known = [], {} if known is None else known
     names = [layer.name for layer in layers if layer.form == "low_rank"]
-    for name, value in _inputs(model, names, images).items():
+    for name, value in layer_inputs(model, names, images).items():
         pair = cast(nn.Sequential, model.get_submodule(name))
         key = repr(pair), tuple(value.shape)  # all that a layer is but for its numbers
         if key not in known:
@@ -116,8 +117,8 @@ def layer_latencies(
     return found
 
 
-def _inputs(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """What reaches each of the modules, the first time that it is called."""
+def layer_inputs(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """Return what reaches each of the modules called `names` for `images`, the first time that it is called."""
     network, seen = copy.deepcopy(model).eval(), dict[str, Tensor]()
 
     def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -39,6 +39,7 @@ from trainers.deploy import PrunedModel
 from trainers.distillation import Distillation
 from trainers.errors import CheckpointError
 from trainers.form import ModelForm
+from trainers.latency_table import LatencyTable
 from trainers.loop import EpochResult, Evaluation, Stage, evaluate_split, stage_seed, train
 from trainers.methods import Method, Network, make_method, pretraining, resolve
 from trainers.methods.base import ValidationLoss
@@ -62,6 +63,7 @@ class Setting:
     training: TrainingConfig
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    latency: LatencyTable | None = None  # from which `predicted_latency_ms` is told
 
     @property
     def network(self) -> Network:
@@ -251,7 +253,7 @@ def _run(
 
 def _evaluation(method: Method, setting: Setting, epoch: int) -> Evaluation:
     layers = method.form.layers
-    ranks = {} if layers is None else _rank_metrics(PrunedModel(method.model, list(layers)))
+    ranks = {} if layers is None else _rank_metrics(PrunedModel(method.model, list(layers)), method.form, setting)
     return Evaluation({**_scores(method.model, setting, method.form), **ranks, **method.metrics()})
 
 
@@ -259,10 +261,11 @@ def _cut_evaluation(method: Method, setting: Setting, curve: CurveConfig | None)
     """Metrics of the network cut by the method, and with `curve` its cuts at other budgets, from the same SVDs."""
     decomposed = method.decomposed() if method.ranks_at_cut and method.form.layers is None else None
     pruned = method.finish(_validation_loss(setting), decomposed)
-    metrics = {**_scores(pruned.model, setting), **_rank_metrics(pruned), **method.metrics()}
+    form = method.deployed_form(pruned)
+    metrics = {**_scores(pruned.model, setting), **_rank_metrics(pruned, form, setting), **method.metrics()}
     if curve is None:
         return Evaluation(metrics)
-    cuts = trained_curve(method, pruned, decomposed, setting.data, setting.training, curve)
+    cuts = trained_curve(method, pruned, decomposed, setting.data, setting.training, curve, setting.latency)
     return Evaluation({**metrics, "score": cuts[0].score}, [cut.record() for cut in cuts])
 
 
@@ -315,6 +318,8 @@ def _scores(model: nn.Module, setting: Setting, form: ModelForm | None = None) -
     }
 
 
-def _rank_metrics(pruned: PrunedModel) -> dict[str, float]:
+def _rank_metrics(pruned: PrunedModel, form: ModelForm, setting: Setting) -> dict[str, float]:
     ranks = {f"rank/{name}": float(rank) for name, rank in pruned.ranks.items()}
+    if setting.latency is not None:
+        ranks["predicted_latency_ms"] = setting.latency.predict(form.decomposition or "", pruned.layers)
     return {"rank_ratio": pruned.rank_ratio, **ranks}

@@ -78,8 +78,8 @@ class Comparison:
 
 
 def _cut_values(epoch: int, cuts: Iterable[dict[str, Any]]) -> dict[Place, Any]:
-    parts = ("settings", "macs", "params", "score")
-    return {(epoch, f"cut {place}: {part}"): cut[part] for place, cut in enumerate(cuts) for part in parts}
+    parts = ("settings", "macs", "params", "score", "latency_ms")
+    return {(epoch, f"cut {place}: {part}"): cut.get(part) for place, cut in enumerate(cuts) for part in parts}
 
 
 def compare_runs(recorded: Run, again: Run, *, exact: bool) -> Comparison:

@@ -101,6 +101,8 @@ def repeat_run(prepared: Prepared, output: Path | None = None, seed: int | None 
     for source, file in starts.items():
         _link(file, paths.run(source) / MODEL_FILE)
     write_text(paths.config, dump_config(config))
+    if sweep.paths.latency_table.exists():
+        shutil.copyfile(sweep.paths.latency_table, paths.latency_table)
     write_text(paths.environment, json.dumps(prepared.environment, indent=2) + "\n")
     with _tracker(sweep, paths) as tracker:
         again = _train(replace(job, name=new_name), record, prepared, config, paths, tracker)

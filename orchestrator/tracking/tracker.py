@@ -15,7 +15,8 @@ from orchestrator.tracking.target import TrackingTarget
 IDS_FILE = "runs.jsonl"  # in the tracking folder: the ids of the runs in MLflow
 
 _log = logging.getLogger(__name__)
-_TICK_S = 2.0  # what comes in between goes in one call for each run
+_TICK_S = 5.0  # what comes in between goes in one call for each run
+_RETRY_S = 2.0  # after a failure; twice as long after each further one
 _MAX_WAIT_S = 30.0
 _TRIES_AT_END = 3
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"  # the tag by which MLflow's UI finds tables
@@ -131,8 +132,13 @@ class Tracker:
             if closing and (not left or self._failures >= _TRIES_AT_END):
                 return
             if not left or self._failures:
-                self._wake.wait(min(_TICK_S * 2 ** max(0, self._failures - 1), _MAX_WAIT_S) if not closing else _TICK_S)
+                self._wake.wait(self._pause_s(closing=closing))
                 self._wake.clear()
+
+    def _pause_s(self, *, closing: bool) -> float:
+        if not self._failures:
+            return _TICK_S
+        return _RETRY_S if closing else min(_RETRY_S * 2 ** (self._failures - 1), _MAX_WAIT_S)
 
     def _deliver(self) -> bool:
         """Send the next events, those of one run together; returns whether that was not all there is."""
