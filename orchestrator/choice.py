@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.config import SweepConfig
 from orchestrator.constraints import feasible
 from orchestrator.curves import candidates
-from orchestrator.finalists import pick_among
+from orchestrator.finalists import fine_tuned, pick_among, within_reach
 from orchestrator.front import point_of
 from orchestrator.picks import pick
 from orchestrator.records import RunRecord
@@ -18,7 +18,8 @@ from trainers.rules import unknown_name
 @dataclass(frozen=True)
 class Choice:
     """`names` of candidates, such as `trial-0003-cut-2`, whatever their scores; or, where there are none, at most `num`
-    (None: the sweep's `finetune.num_models`) of the front of all cuts that keep to `limits`, or its `knee` alone.
+    (None: the sweep's `finetune.num_models`) of the front of all cuts that keep to `limits`, or its `knee` alone; those
+    that cannot get past what is fine-tuned already (`finalists.within_reach`) are left out.
 
     Accuracies are those before fine-tuning, the cuts' scores.
     """
@@ -35,7 +36,7 @@ class Choice:
             raise SweepError(
                 "at least one trial must have ended complete, but none of this sweep has; finish its search"
             )
-        return self._named(cuts) if self.names else self._within_limits(cuts, config)
+        return self._named(cuts) if self.names else self._within_limits(within_reach(cuts, fine_tuned(records)), config)
 
     def _named(self, cuts: list[RunRecord]) -> list[RunRecord]:
         by_name = {cut.name: cut for cut in cuts}

@@ -94,12 +94,14 @@ class FinetuneConfig(Section):
 
     Each is fine-tuned `repeats` times, with seeds that follow each other; the front shows means and standard deviations.
     Candidates whose score is below `min_relative_score` of the best one's are left out: what a cut has lost so far it does
-    not get back. `distillation`: the finalists also learn from the full-rank network of stage 1 that they come from.
+    not get back. `patience`: a run ends early once its validation accuracy has not risen for so many epochs; null: never.
+    `distillation`: the finalists also learn from the full-rank network of stage 1 that they come from.
     """
 
     num_models: Annotated[int, at_least(1)] = 5
     epochs: Annotated[int, at_least(1)] = 20
     repeats: Annotated[int, at_least(1)] = 1
+    patience: Annotated[int | None, at_least(1)] = None
     learning_rate: Annotated[float | None, greater_than(0)] = None
     min_relative_score: Annotated[float, in_interval(0, 1, closed="[]")] = 0.7
     distillation: DistillationConfig = field(default_factory=DistillationConfig)

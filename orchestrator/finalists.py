@@ -42,6 +42,29 @@ def pick_among(
     return [front[row] for row in spread_subset(points, config.num_models)]
 
 
+def within_reach(cuts: Sequence[RunRecord], tuned: "Sequence[Finalist]") -> list[RunRecord]:
+    """Return the `cuts` that fine-tuning may still bring onto the front of the finalists that are `tuned`.
+
+    A bound on the optimistic side: a cut may gain as much accuracy over its score as the finalist with no more MACs that
+    gained most, since what is cut further gains more. Where that leaves it behind a finalist with no more MACs, it is left
+    out. One that is cheaper than every finalist, or is one, is kept.
+    """
+    scores, there = {cut.name: accuracy_of(cut) or 0.0 for cut in cuts}, {one.candidate for one in tuned}
+    known = [
+        (one.record.macs or 0, one.record.val_accuracy or 0.0, (one.record.val_accuracy or 0.0) - scores[one.candidate])
+        for one in tuned
+        if one.candidate in scores
+    ]
+
+    def reaches(cut: RunRecord) -> bool:
+        cheaper = [(accuracy, gain) for macs, accuracy, gain in known if macs <= (cut.macs or 0)]
+        if not cheaper or cut.name in there:
+            return True
+        return scores[cut.name] + max(gain for _, gain in cheaper) > max(accuracy for accuracy, _ in cheaper)
+
+    return [cut for cut in cuts if reaches(cut)]
+
+
 @dataclass(frozen=True)
 class Finalist:
     """A network that was fine-tuned `num_runs` times: the record of its first run, with the means of all runs' accuracies.

@@ -162,7 +162,9 @@ def _epochs(
     else:
         teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
         distillation = config.finetune.distillation
-        results = recipe.finetune(setting, method, epochs, source, folder, distillation, teacher)
+        results = recipe.finetune(
+            setting, method, epochs, source, folder, distillation, teacher, config.finetune.patience
+        )
     for result in results:
         yield {**result.record(), "replayed": result.replayed}
 

@@ -14,7 +14,7 @@ from orchestrator.choice import Choice
 from orchestrator.cli import app
 from orchestrator.config import ConstraintsConfig, FinetuneConfig
 from orchestrator.curves import candidates
-from orchestrator.finalists import fine_tuned
+from orchestrator.finalists import fine_tuned, within_reach
 from orchestrator.front import read_front
 from orchestrator.jobs import candidate_name, finetune_job, finetune_name, job_configs
 from orchestrator.paths import SweepPaths
@@ -93,6 +93,22 @@ def test_runs_of_one_network_are_one_finalist_with_mean_and_standard_deviation()
     assert (twice.record.val_accuracy, twice.record.test_accuracy) == pytest.approx((0.91, 0.88))
     assert (twice.val_std, twice.test_std) == pytest.approx((0.02 / 2**0.5, 0.04 / 2**0.5))
     assert (once.record.val_accuracy, once.num_runs, once.val_std) == (0.7, 1, None)
+
+
+def test_what_cannot_get_past_the_finalists_is_left_out():
+    """A finalist at 200 MACs gained 0.1: nothing above it may be hoped to gain more."""
+    cuts = [
+        record(name, accuracy, macs)
+        for name, accuracy, macs in (
+            ("trial-0001", 0.8, 200),
+            ("trial-0002", 0.81, 300),
+            ("trial-0003", 0.8, 300),
+            ("trial-0004", 0.1, 100),
+        )
+    ]
+    done = replace(tuned("finetune-0001", 0.9), macs=200)
+    assert [cut.name for cut in within_reach(cuts, fine_tuned([done]))] == ["trial-0001", "trial-0002", "trial-0004"]
+    assert within_reach(cuts, []) == cuts
 
 
 @pytest.mark.ray

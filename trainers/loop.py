@@ -66,13 +66,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of the loop: its name, length and settings. `config` is what a checkpoint must agree with to be resumed."""
+    """One run of the loop: its name, length and settings. `config` is what a checkpoint must agree with to be resumed.
+
+    With `patience` it ends before `epochs` once the validation accuracy has not risen for so many epochs.
+    """
 
     name: str
     epochs: int
     training: TrainingConfig
     config: dict[str, Any]
     checkpoint: Path | None = None
+    patience: int | None = None
 
 
 def stage_seed(seed: int, *parts: str | int) -> int:
@@ -99,6 +103,8 @@ def train(
     for record in history:
         yield EpochResult(**record, replayed=True)
     for epoch in range(len(history), stage.epochs):
+        if _stalled(history, stage.patience):
+            return
         started, cpu_started = time.perf_counter(), time.process_time()
         model = method.model
         loss = _train_epoch(method, optimizer, data, stage, epoch, distillation)
@@ -114,6 +120,14 @@ def train(
         if stage.checkpoint is not None:
             _save(method, optimizer, stage, history)
         yield result
+
+
+def _stalled(history: list[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last `patience` epochs are all no better than the best one before them."""
+    if patience is None or len(history) <= patience:
+        return False
+    accuracies: list[float] = [record["metrics"]["val_accuracy"] for record in history]
+    return max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
 
 def _train_epoch(

@@ -162,10 +162,12 @@ def finetune(
     directory: Path | None = None,
     distillation: DistillationConfig | None = None,
     teacher: Path | None = None,
+    patience: int | None = None,
 ) -> Iterator[EpochResult]:
     """Stage 3: cut stage 2's model file as `config` says and train the low-rank network for `epochs`.
 
-    With `distillation` it also learns from the model in the file `teacher`, such as stage 1's.
+    With `distillation` it also learns from the model in the file `teacher`, such as stage 1's. With `patience` it ends once
+    the validation accuracy has not risen for so many epochs.
     """
     saved = load_model(start_from)
 
@@ -178,7 +180,7 @@ def finetune(
         plain.attach(pruned.model, method.deployed_form(pruned))
         return plain
 
-    record = {"method": as_record(resolve(config)), "start": start_record(saved)}
+    record: dict[str, Any] = {"method": as_record(resolve(config)), "start": start_record(saved)}
     teaching = None
     if distillation is not None and distillation.weight > 0:
         if teacher is None:
@@ -186,7 +188,9 @@ def finetune(
         taught_by = load_model(teacher)
         teaching = Distillation(taught_by.model.to(setting.device), distillation.weight, distillation.temperature)
         record |= {"distillation": as_record(distillation), "teacher": start_record(taught_by)}
-    stage = _stage("finetune", setting, epochs, directory, record)
+    if patience is not None:
+        record |= {"patience": patience}
+    stage = replace(_stage("finetune", setting, epochs, directory, record), patience=patience)
     yield from _run(stage, setting, directory, start, distillation=teaching)
 
 
