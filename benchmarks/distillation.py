@@ -1,7 +1,7 @@
 """Does fine-tuning with distillation from the full-rank network give better low-rank networks?
 
-Per seed: stage 1, then stage 2 with a strong penalty, then three cuts by budget, each fine-tuned from the same weights with the
-same batches: by the labels alone, and with distillation, from stage 1's network or from stage 2's as it was before the cut.
+Per seed: stage 1, then stage 2 with a strong penalty, then three cuts by budget, each fine-tuned from the same weights with
+the same batches: by the labels alone, and with distillation, from stage 1's network or from stage 2's before the cut.
 Differences of validation accuracy are paired; 95 % bootstrap intervals of the mean, over the seeds.
 
     python benchmarks/distillation.py --mnist DIR --cifar10 DIR --json FILE --markdown FILE

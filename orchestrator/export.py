@@ -32,6 +32,8 @@ class Source:
 def export_run(run: Path, name: str | None, config: Path | None, output: Path, options: ExportOptions) -> ExportReport:
     """Export `name`, a run or a pick of the sweep in `run`, or, without it, the model file `run`; returns what was written.
 
+    A run whose layers `rankfront latency` has timed is exported in the form that it found the fastest.
+
     `config` is the sweep's file where a model file lies outside a sweep's output directory. Raises SweepError where there is
     no such run, and what `trainers.export.write.export_model` raises.
     """
@@ -78,7 +80,8 @@ def _named(paths: SweepPaths, name: str) -> Source:
             f"a run of {paths.root} must be named that has a {MODEL_FILE}, but got {name!r}; picks: "
             f"{known}; finalists: {finalists}"
         )
-    return Source(model_file, paths.config, _record(paths, run))
+    deployed = paths.deployed(run)  # where `rankfront latency` found layers that are faster dense
+    return Source(deployed if deployed.exists() else model_file, paths.config, _record(paths, run))
 
 
 def _record(paths: SweepPaths, name: str) -> dict[str, Any]:

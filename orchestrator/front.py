@@ -1,5 +1,6 @@
 """What a sweep found: the dense baseline, the search's front and the fine-tuned finalists, as data and as tables."""
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.text import Text
 from orchestrator.curves import candidates
 from orchestrator.finalists import Finalist, fine_tuned
 from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
+from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.picks import PickName, pick
 from orchestrator.records import RunRecord, read_records
@@ -79,6 +81,11 @@ def read_front(directory: Path) -> SweepFront:
     """Return the front of the sweep in `directory`; raises SweepError where there is none to be read."""
     paths = SweepPaths(directory)
     return sweep_front(read_records(paths.results))
+
+
+def write_front(front: SweepFront, paths: SweepPaths) -> None:
+    """Write `front.json`."""
+    write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
 
 
 def sweep_front(records: list[RunRecord]) -> SweepFront:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.front import sweep_front
+from orchestrator.front import sweep_front, write_front
 from orchestrator.output import locked, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records, write_records
@@ -84,7 +84,9 @@ def measure(directory: Path, settings: Settings) -> Measured:
         times = {
             row.name: row.latency.median_ms for row in found.networks if (row.engine, row.batch, row.threads) == first
         }
-        write_records([replace(record, latency_ms=times.get(record.name)) for record in records], paths.results)
+        records = [replace(record, latency_ms=times.get(record.name)) for record in records]
+        write_records(records, paths.results)
+        write_front(sweep_front(records), paths)
         write_text(paths.latency, json.dumps(asdict(found), indent=1) + "\n")
     return found
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config import SweepConfig
 from orchestrator.curves import trial_of
-from orchestrator.front import SweepFront, sweep_front
+from orchestrator.front import SweepFront, sweep_front, write_front
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import front_of
 from orchestrator.output import write_text
@@ -31,7 +31,7 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
     ledger.save()
     records = ledger.records()
     front = sweep_front(records)
-    write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
+    write_front(front, paths)
     write_points(records, front, paths.points)
     with atomic_file(paths.front_picture) as file:
         file.write(front_png(records, config.finetune))

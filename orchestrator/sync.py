@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.config import load_config
+from orchestrator.front import sweep_front, write_front
 from orchestrator.output import locked, read_state
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records, write_records
@@ -29,7 +30,7 @@ class SyncResult:
 
 
 def sync(paths: SweepPaths) -> SyncResult:
-    """Deliver what waits in the output directory, and write the ids of runs into `results.parquet`.
+    """Deliver what waits in the output directory, and write the ids of runs into `results.parquet` and `front.json`.
 
     Raises SweepError as `opened_tracker` does.
     """
@@ -40,14 +41,12 @@ def sync(paths: SweepPaths) -> SyncResult:
             tracker.end_open_runs()
             left = tracker.flush(PATIENCE_S)
         if paths.results.exists():
-            records = read_records(paths.results)
-            write_records(
-                [
-                    record if record.run_id else replace(record, run_id=tracker.run_id(record.name))
-                    for record in records
-                ],
-                paths.results,
-            )
+            records = [
+                record if record.run_id else replace(record, run_id=tracker.run_id(record.name))
+                for record in read_records(paths.results)
+            ]
+            write_records(records, paths.results)
+            write_front(sweep_front(records), paths)
     return SyncResult(waiting, left, tracker.target.shown)
 
 

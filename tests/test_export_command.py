@@ -68,6 +68,9 @@ def test_what_can_be_named(sweep, tmp_path, small_sweep):
     assert (by_path.model_file, by_path.config, by_path.record["name"]) == (file, sweep.config, finalist)
     assert find_source(sweep.run(finalist), None) == by_path
     assert find_source(sweep.root, "dense").record["stage"] == "dense"
+    sweep.deployed(finalist).write_bytes(file.read_bytes())  # as `rankfront latency` leaves it
+    assert find_source(sweep.root, finalist).model_file == sweep.deployed(finalist)
+    sweep.deployed(finalist).unlink()
     alone = tmp_path / "model.pt"
     shutil.copy(file, alone)
     with pytest.raises(SweepError, match=r"lies in no sweep's output directory.*give --config"):

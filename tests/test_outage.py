@@ -1,5 +1,6 @@
 """An MLflow server that goes away: nothing stops, nothing is lost, all is there once it is back."""
 
+import json
 import os
 import subprocess
 import time
@@ -9,6 +10,7 @@ from mlflow import MlflowClient
 from servers import free_port, mlflow_server
 from test_cli import CONFIG, RANKFRONT
 
+from orchestrator.front import read_front
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records
 from orchestrator.tracking.spool import PARENT
@@ -106,6 +108,9 @@ def test_a_sweep_whose_server_never_comes_back_ends_and_is_sent_later(server, tm
         found = {run.data.tags["mlflow.runName"]: run for run in runs}
         assert found.keys() == {record.name for record in records} | {"cli"}
         assert {run.info.status for run in runs} == {"FINISHED"}
+        front = read_front(output).as_json()
+        assert json.loads(SweepPaths(output).front.read_text()) == front
+        assert all(point["run_id"] for point in front["finalists"])
         for record in records:
             run = found[record.name]
             assert run.info.run_id == record.run_id

@@ -245,3 +245,21 @@ def test_stage_one_is_shared_by_what_it_depends_on(setting, tmp_path):
     blocked = tmp_path / "a file, not a folder"
     blocked.write_text("")
     assert len(list(pretrain(setting, config, tmp_path / "e", blocked))) == len(first)
+
+
+def test_fine_tuning_that_does_not_get_better_ends_early_also_when_it_was_cut_off(setting, tmp_path):
+    list(pretrain(setting, METHOD, tmp_path / "1"))
+    idle = replace(setting, training=replace(setting.training, learning_rate=1e-12))  # the accuracy never changes
+
+    def tune(folder, **options):
+        return finetune(idle, METHOD, 6, tmp_path / "1/model.pt", tmp_path / folder, **options)
+
+    whole = list(tune("whole", patience=2))
+    assert [result.epoch for result in whole] == [1, 2, 3]
+    cut_off = tune("cut", patience=2)
+    for _ in range(3):
+        next(cut_off)
+    cut_off.close()
+    assert metrics(list(tune("cut", patience=2))) == metrics(whole)
+    assert [result.replayed for result in tune("cut", patience=2)] == [True] * 3
+    assert len(list(tune("patient"))) == 6
