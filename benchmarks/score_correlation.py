@@ -33,10 +33,11 @@ from trainers.recipe import MODEL_FILE, Setting, compress, finetune, pretrain
 from trainers.recovery import recover
 from trainers.saved_model import load_model
 
+_BATCHES = CurveConfig().batch_norm_batches
 SCORES = {
     "after the cut": (0, 0),
-    "BatchNorm": (10, 0),
-    **{f"BatchNorm, {steps} steps": (10, steps) for steps in (5, 10, 20, 40, 80)},
+    "BatchNorm": (_BATCHES, 0),
+    **{f"BatchNorm, {steps} steps": (_BATCHES, steps) for steps in (5, 10, 20, 40, 80)},
 }
 STRENGTHS = (0.001, 0.01, 0.1)
 CURVE = CurveConfig(num_points=7, largest=0.7, smallest=0.05)
