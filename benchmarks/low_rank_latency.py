@@ -82,7 +82,7 @@ def rows_of(name: str, spec: ModelSpec, options: Any) -> Iterator[dict[str, Any]
                     for form, saved in cuts.items():
                         networks[form] = saved.model
                         timed = layer_latencies(saved.model, saved.form.layers or (), images[:batch], engine, 5)
-                        slow = [layer.name for layer in timed if layer.dense.median_ms < layer.low_rank.median_ms]
+                        slow = [layer.name for layer in timed if layer.faster_dense]
                         networks[f"{form}, {len(slow)} slow layers dense"] = with_dense(saved, slow).model
                     calls = {key: inference(network, images[:batch], engine) for key, network in networks.items()}
                     times = time_in_turn(calls, options.rounds)

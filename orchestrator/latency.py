@@ -116,7 +116,7 @@ def _measure(paths: SweepPaths, names: Sequence[str], settings: Settings) -> Mea
                 known,
             )
         layers[name] = found
-        slow = [layer.name for layer in found if layer.dense.median_ms < layer.low_rank.median_ms]
+        slow = [layer.name for layer in found if layer.faster_dense]
         paths.deployed(name).unlink(missing_ok=True)
         if slow:
             made_dense[name] = slow

@@ -16,7 +16,7 @@ from trainers.config import RankConfig
 from trainers.deploy import prune, prune_to_ranks
 from trainers.engines import inference
 from trainers.errors import SweepError
-from trainers.latency import layer_latencies, merged, threads, time_in_turn, with_dense
+from trainers.latency import Latency, LayerLatency, layer_latencies, merged, threads, time_in_turn, with_dense
 from trainers.layers import SVDConv, SVDLinear, svd_layers
 from trainers.saved_model import load_model, save_model
 from trainers.surgery import factorize
@@ -82,6 +82,13 @@ def test_every_low_rank_layer_is_timed_beside_its_dense_form():
     found = layer_latencies(pruned.model, pruned.layers, torch.randn(2, 3, 8, 8))
     assert [layer.name for layer in found] == [layer.name for layer in pruned.layers if layer.form == "low_rank"]
     assert all(0 < layer.low_rank.median_ms < 1000 and 0 < layer.dense.median_ms < 1000 for layer in found)
+
+
+def test_a_layer_is_made_dense_only_where_that_is_faster_for_certain():
+    slow, fast = Latency(2.0, 1.9, 2.1), Latency(1.8, 1.7, 1.85)
+    assert LayerLatency("a", slow, fast).faster_dense
+    assert not LayerLatency("a", fast, slow).faster_dense
+    assert not LayerLatency("a", slow, Latency(1.8, 1.7, 2.0)).faster_dense  # the quartiles overlap
 
 
 def test_layers_of_the_same_shapes_are_timed_once():
@@ -155,7 +162,7 @@ def test_the_finalists_are_timed_and_slow_layers_are_deployed_dense(finalist):
     times = {row.name: row.latency.median_ms for row in first}
     assert {record.name: record.latency_ms for record in read_records(paths.results) if record.latency_ms} == times
     for name in names[1:]:
-        slow = [layer.name for layer in found.layers[name] if layer.dense.median_ms < layer.low_rank.median_ms]
+        slow = [layer.name for layer in found.layers[name] if layer.faster_dense]
         assert found.made_dense.get(name, []) == slow
         assert paths.deployed(name).exists() == bool(slow)
         if slow:

@@ -91,6 +91,11 @@ class LayerLatency:
     low_rank: Latency
     dense: Latency
 
+    @property
+    def faster_dense(self) -> bool:
+        """Whether the dense layer is faster for certain: its slow quartile is below the other's fast one."""
+        return self.dense.high_ms < self.low_rank.low_ms
+
 
 def layer_latencies(
     model: nn.Module,
