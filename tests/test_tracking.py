@@ -3,6 +3,8 @@
 import json
 import logging
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -95,7 +97,15 @@ def test_a_run_taken_up_again_is_the_same_run_and_repeated_epochs_are_stored_onc
     assert len(client.search_runs(["1"])) == 2
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/nothing/mlflow.db", "nonsense://x", "http://user:secret@127.0.0.1:9"])
+UNUSABLE = (
+    "sqlite:////proc/nothing/mlflow.db",
+    "nonsense://x",
+    "http://user:secret@127.0.0.1:9",
+    "postgresql+psycopg://user:secret@127.0.0.1:9/none",
+)
+
+
+@pytest.mark.parametrize("uri", UNUSABLE)
 def test_a_store_that_cannot_be_used_is_one_clear_error(uri, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(SweepError, match="MLflow store .* must be usable") as caught:
@@ -277,3 +287,20 @@ def test_a_uri_is_shown_without_its_credentials():
     assert redacted("postgresql+psycopg://me:secret@host:5432/db") == "postgresql+psycopg://host:5432/db"
     assert redacted("sqlite:////a/b@c/mlflow.db") == "sqlite:////a/b@c/mlflow.db"
     assert redacted("postgresql://host/db?user=me&password=secret") == "postgresql://host/db"
+
+
+def test_sweeps_that_start_at_once_on_a_new_store_create_it_once(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from orchestrator.tracking.store import RunStore
+from orchestrator.tracking.target import TrackingTarget
+root, number = Path(sys.argv[1]), sys.argv[2]
+RunStore(TrackingTarget(f"sqlite:///{root}/mlflow.db", f"sweep-{number}"), number, root, root / f"{number}.jsonl")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    started = [subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert {one.name for one in client.search_experiments()} >= {"sweep-0", "sweep-1", "sweep-2"}

@@ -19,6 +19,7 @@ from orchestrator.commands.options import (
 )
 
 NOT_VERIFIED = 1
+PROBLEMS = 1
 
 verbs = typer.Typer()
 
@@ -69,6 +70,28 @@ def validate(config: ConfigArgument, set_: SetOption = None) -> None:
         print(
             f"#   {layer.name} ({layer.kind}, {layer.params:,}): {layer.status}{layer.reason and ', ' + layer.reason}"
         )
+
+
+@verbs.command()
+def doctor(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    output: Annotated[Path | None, typer.Option(help="Output directory [default: runs/<name>].")] = None,
+) -> None:
+    """Try all that a sweep needs, on the cluster too, before it runs: data, storage, MLflow, nodes, resources, cost.
+
+    Exit code 1 where something is missing.
+    """
+    from orchestrator.config import load_config
+    from orchestrator.doctor import examine
+
+    loaded = load_config(config, set_ or [])
+    missing = False
+    for finding in examine(loaded, output or Path("runs") / loaded.name):
+        print(f"{finding.state:<8} {finding.what}: {finding.text}", flush=True)
+        missing = missing or finding.state == "problem"
+    if missing:
+        raise typer.Exit(PROBLEMS)
 
 
 @verbs.command()

@@ -4,12 +4,16 @@ Never the fluent API, whose active run differs from thread to thread. Metrics ca
 so that an epoch reported twice (after a retry or a resume) is stored once.
 """
 
+import fcntl
 import getpass
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME, MLFLOW_USER
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.tracking.models import log_model
 from orchestrator.tracking.spool import PARENT, Event
@@ -46,6 +51,31 @@ def refused(error: Exception) -> bool:
     )
 
 
+@contextmanager
+def usable(target: TrackingTarget) -> Iterator[None]:
+    """Raise SweepError for what MLflow, or its database, raises in the block where the store cannot be used."""
+    try:
+        target.reach_database()
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
+        raise SweepError(
+            f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, "
+            "or unset it to record in the output directory"
+        ) from error
+
+
+@contextmanager
+def alone_with(target: TrackingTarget) -> Iterator[None]:
+    """Keep other sweeps of this machine off an SQLite file in the block: two that create its tables at once ruin it."""
+    if not target.uri.startswith("sqlite:"):
+        yield
+        return
+    name = hashlib.sha256(target.uri.encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"rankfront-{_user()}-{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class RunStore:
     """The client of one sweep; `root` is the output directory, `ids` a file of the runs that exist (name and id)."""
 
@@ -55,14 +85,9 @@ class RunStore:
         Raises SweepError where the store cannot be used.
         """
         self._target, self._sweep_id, self._root, self._ids_file = target, sweep_id, root, ids
-        try:
+        with usable(target), alone_with(target):
             self.client = mlflow.MlflowClient(tracking_uri=target.uri)
             self._experiment_id = self._find_experiment()
-        except (MlflowException, OSError, ValueError, ModuleNotFoundError) as error:
-            raise SweepError(
-                f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, "
-                "or unset it to record in the output directory"
-            ) from error
         self._ids = read_ids(ids, target.key)
         # whether no run can exist that is not in the file: its parent was created here, and no call has failed since
         self._new = False

@@ -1,9 +1,13 @@
 """Where runs are recorded."""
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_DATABASE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,16 @@ class TrackingTarget:
     def shown(self) -> str:
         """The URI without user name and password: what messages and files hold."""
         return redacted(self.uri)
+
+    def reach_database(self) -> None:
+        """Connect to the database's port, if the store is a database server; raises OSError where nobody answers.
+
+        MLflow itself tries for minutes.
+        """
+        parts = urlsplit(self.uri)
+        usual = _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+        if usual is not None and parts.hostname:
+            socket.create_connection((parts.hostname, parts.port or usual), _DATABASE_TIMEOUT_S).close()
 
     def reason(self, error: Exception) -> str:
         """The first line of what the store's client says, without user name and password."""

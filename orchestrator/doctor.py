@@ -1,0 +1,176 @@
+"""`rankfront doctor`: everything that a sweep needs, tried before any compute is spent on it."""
+
+import os
+import platform
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.config import SweepConfig
+from orchestrator.output import require_ours_or_empty
+from orchestrator.paths import SweepPaths
+from orchestrator.ray_session import prepare_environment, ray_session
+from trainers.errors import RankfrontError
+
+if TYPE_CHECKING:
+    from orchestrator.plan import SweepPlan
+
+State = Literal["ok", "warning", "problem"]
+_NODE_TIMEOUT_S = 120.0
+_PACKAGES = ("rankfront", "torch", "ray", "optuna", "mlflow", "numpy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: how it is, and what to do where it is not as it must be."""
+
+    what: str
+    state: State
+    text: str
+
+
+def examine(config: SweepConfig, output: Path) -> Iterator[Finding]:
+    """Yield what is found, in the order in which a sweep would meet it; stops at a problem that hides the rest.
+
+    Trains a few batches, and leaves nothing in `output` or on the cluster.
+    """
+    prepare_environment()
+    paths = SweepPaths(output.expanduser().absolute())
+    plan = yield from _configuration(config)
+    yield _output(config, paths)
+    yield _store(config, paths)
+    if plan is not None:
+        yield from _cluster(config, plan, paths)
+
+
+def _tried(what: str, call: Callable[[], str]) -> Finding:
+    """What `call` says, or its error of ours as a problem."""
+    try:
+        return Finding(what, "ok", call())
+    except (RankfrontError, OSError) as error:
+        return Finding(what, "problem", str(error))
+
+
+def _configuration(config: SweepConfig) -> "Generator[Finding, None, SweepPlan | None]":
+    from orchestrator.plan import plan_sweep
+
+    try:
+        plan = plan_sweep(config)
+    except RankfrontError as error:
+        yield Finding("configuration", "problem", str(error))
+        return None
+    layers = sum(layer.status == "factorized" for layer in plan.layers)
+    images = len(plan.data.train_rows)
+    text = (
+        f"{config.model.name}, {plan.dense_cost.macs:,} MACs, {layers} layers to decompose; {images:,} training images"
+    )
+    yield Finding("configuration", "ok", text)
+    return plan
+
+
+def _output(config: SweepConfig, paths: SweepPaths) -> Finding:
+    def call() -> str:
+        require_ours_or_empty(paths, config)
+        folder = next(part for part in (paths.root, *paths.root.parents) if part.exists())
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"{folder} must be writable, but is not; use another --output")
+        return f"{paths.root} {'holds this sweep, which goes on' if paths.state.exists() else 'can be written'}"
+
+    return _tried("output directory", call)
+
+
+def _store(config: SweepConfig, paths: SweepPaths) -> Finding:
+    from orchestrator.tracking.probe import probe
+    from orchestrator.tracking.target import tracking_target
+
+    target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
+    return _tried("MLflow", lambda: probe(target))
+
+
+def _cluster(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> Iterator[Finding]:
+    import ray
+
+    from orchestrator.estimate import estimate, room
+
+    where = os.environ.get("RAY_ADDRESS", "")
+    try:
+        with ray_session(config.resources):
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            yield Finding("Ray", "ok", f"{len(nodes)} node{'s' * (len(nodes) > 1)} at {where or 'this machine'}")
+            yield from _nodes(nodes, paths)
+            at_once = room([node["Resources"] for node in nodes], config.resources)
+            enough = at_once >= config.search.max_concurrent
+            fit = f"{at_once} trials at once, search.max_concurrent is {config.search.max_concurrent}"
+            yield Finding("resources", "ok" if enough else "warning", fit + ("" if enough else "; the rest waits"))
+            yield _tried("cost", lambda: str(estimate(config, plan, min(at_once, config.search.max_concurrent))))
+    except RankfrontError as error:
+        yield Finding("Ray", "problem", str(error))
+
+
+def _nodes(nodes: list[dict[str, Any]], paths: SweepPaths) -> Iterator[Finding]:
+    """Python and packages as here on every node, and the output directory's storage the same."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = _versions()
+    mark = paths.root.parent / f".rankfront-doctor-{uuid.uuid4().hex[:8]}"
+    existing = next(part for part in mark.parents if part.exists())
+    mark = existing / mark.name
+    try:
+        mark.write_text(mark.name)
+    except OSError as error:
+        yield Finding("storage", "problem", f"{existing} must be writable, but: {error}; use another --output")
+        return
+    look = ray.remote(num_cpus=0)(_look)
+    try:
+        for node in nodes:
+            name = node["NodeManagerHostname"]
+            pinned = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            try:
+                found = ray.get(pinned.remote(str(mark)), timeout=_NODE_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                text = f"{name} must answer within {_NODE_TIMEOUT_S:g} s, but: {type(error).__name__}; look at its log"
+                yield Finding("node", "problem", text)
+                continue
+            other = {key: (found["versions"].get(key), value) for key, value in here.items()}
+            other = {key: pair for key, pair in other.items() if pair[0] != pair[1]}
+            if other:
+                text = "; ".join(
+                    f"{key} {there or 'missing'} there, {value} here" for key, (there, value) in other.items()
+                )
+                yield Finding("node", "problem", f"{name} must have the same versions, but {text}; install the same")
+            elif found["storage"]:
+                text = f"{name} must share {existing} and write there, but {found['storage']}; use shared storage"
+                yield Finding("node", "problem", text)
+            else:
+                yield Finding("node", "ok", f"{name}: versions as here, {existing} shared and writable")
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _look(mark: str) -> dict[str, Any]:
+    """On a node: its versions, and "" or why the storage is not the driver's."""
+    path, storage = Path(mark), ""
+    try:
+        if path.read_text() != path.name:
+            storage = "it holds something else there"
+        probe = path.with_name(path.name + f"-{uuid.uuid4().hex[:8]}")
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        storage = f"{type(error).__name__}: {error.strerror}"
+    return {"versions": _versions(), "storage": storage}
