@@ -19,6 +19,7 @@ from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName, State, write_records
 from orchestrator.tracking.spool import PARENT
+from trainers.checkpoint import remove_checkpoints
 from trainers.config import as_record
 from trainers.methods import in_force
 from trainers.recipe import CHECKPOINT_FILE
@@ -141,7 +142,7 @@ class Ledger:
         if record.stage == "trial" and not self._alone:
             self._progress(record)
         if record.state == "PRUNED":  # it never goes on, and weights with their optimizer's state fill disks
-            (self._paths.run(name) / CHECKPOINT_FILE).unlink(missing_ok=True)
+            remove_checkpoints(self._paths.run(name) / CHECKPOINT_FILE)
         return record
 
     def save(self) -> None:

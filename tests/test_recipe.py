@@ -160,6 +160,21 @@ def test_a_damaged_checkpoint_is_one_clear_error(setting, tmp_path):
         list(pretrain(setting, METHOD, tmp_path))
 
 
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(setting, tmp_path, caplog):
+    whole = list(pretrain(setting, METHOD, tmp_path / "whole"))
+    generator = pretrain(setting, METHOD, tmp_path / "cut")
+    next(generator)
+    next(generator)
+    generator.close()
+    path = tmp_path / "cut/checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    resumed = list(pretrain(setting, METHOD, tmp_path / "cut"))
+    assert "passed over" in caplog.text
+    assert [result.replayed for result in resumed] == [True, False, False]
+    assert metrics(resumed) == metrics(whole)
+    assert [file.name for file in (tmp_path / "cut").iterdir()] == ["model.pt"]
+
+
 @pytest.mark.parametrize("name", ["dense", "pretrain"])
 def test_a_loss_that_is_not_finite_ends_the_training_by_name(setting, tmp_path, name):
     hot = replace(setting, training=replace(setting.training, learning_rate=1e30, dtype="float32"))

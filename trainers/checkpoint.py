@@ -1,6 +1,7 @@
 """Files that hold tensors: written atomically, read without unpickling code, with a format and a version inside."""
 
 import io
+import logging
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,6 +14,9 @@ from trainers.errors import CheckpointError
 
 FORMAT = "rankfront"
 VERSION = 2
+_CHECKPOINT = "checkpoint"
+
+_log = logging.getLogger(__name__)
 
 
 def write_payload(path: Path, kind: str, content: dict[str, Any]) -> None:
@@ -49,6 +53,41 @@ def read_payload(source: Path | bytes, kind: str) -> dict[str, Any]:
     if payload.get("kind") != kind:
         raise CheckpointError(f"{path} must be a {kind} file, but is a {payload.get('kind')} file")
     return payload
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as the newest checkpoint at `path`; the one that was there stays beside it."""
+    if path.exists():
+        path.replace(_before(path))
+    write_payload(path, _CHECKPOINT, content)
+
+
+def load_checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint that can be read, at `path` or beside it, and where it is; None where there is none.
+
+    A damaged one is passed over with a warning. Raises CheckpointError where each is damaged.
+    """
+    errors = []
+    for candidate in (path, _before(path)):
+        if candidate.exists():
+            try:
+                return candidate, read_payload(candidate, _CHECKPOINT)
+            except CheckpointError as error:
+                errors.append(error)
+                _log.warning("passed over: %s", error)
+    if errors:
+        raise errors[0]
+    return None
+
+
+def remove_checkpoints(path: Path) -> None:
+    """Remove what `save_checkpoint` has written."""
+    for kept in (path, _before(path)):
+        kept.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
 def _require_checksums(file: Path | io.BytesIO) -> None:

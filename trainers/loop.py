@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainers.batches import evaluation_batches, training_batches
-from trainers.checkpoint import read_payload, require_same_config, write_payload
+from trainers.checkpoint import load_checkpoint, require_same_config, save_checkpoint
 from trainers.config import TrainingConfig
 from trainers.data import ImageData
 from trainers.distillation import Distillation
@@ -215,10 +215,11 @@ def _optimizer(method: Method, stage: Stage) -> Optimizer:
 
 def _start(method: Method, stage: Stage) -> tuple[list[dict[str, Any]], Optimizer]:
     """Return the results of the epochs already done, if the stage has a checkpoint, and the optimizer to go on with."""
-    if stage.checkpoint is None or not stage.checkpoint.exists():
+    found = None if stage.checkpoint is None else load_checkpoint(stage.checkpoint)
+    if found is None:
         return [], _optimizer(method, stage)
-    payload = read_payload(stage.checkpoint, "checkpoint")
-    require_same_config(stage.checkpoint, payload["config"], stage.config)
+    path, payload = found
+    require_same_config(path, payload["config"], stage.config)
     method.load_state(payload["method"])
     method.model.load_state_dict(payload["model"])
     optimizer = _optimizer(method, stage)
@@ -235,4 +236,4 @@ def _save(method: Method, optimizer: Optimizer, stage: Stage, history: list[dict
         "model": method.model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    write_payload(stage.checkpoint, "checkpoint", content)
+    save_checkpoint(stage.checkpoint, content)

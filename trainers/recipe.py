@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from trainers.atomic import atomic_file
-from trainers.checkpoint import VERSION, named, require_same_config
+from trainers.checkpoint import VERSION, named, remove_checkpoints, require_same_config
 from trainers.config import (
     CurveConfig,
     DistillationConfig,
@@ -252,7 +252,7 @@ def _run(
         yield result
     if model_file is not None:
         save_model(SavedModel(method.model, setting.spec, method.form, stage.config, history), model_file)
-        (model_file.parent / CHECKPOINT_FILE).unlink(missing_ok=True)
+        remove_checkpoints(model_file.parent / CHECKPOINT_FILE)
 
 
 def _evaluation(method: Method, setting: Setting, epoch: int) -> Evaluation:
