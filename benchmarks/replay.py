@@ -22,13 +22,15 @@ import numpy as np
 from bench_options import benchmark_parser, write
 from replay_table import NETWORKS, Curves, read_table, record_table, write_table
 
+from orchestrator.config import SchedulerConfig
 from orchestrator.halving import ParetoHalving
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.scheduler import rung_point
 
 FLOOR = 0.8
-DEFAULT = "the same, a tenth exempt (the default)"
-MIN_TRIALS = 4  # at a rung, before any scheduler stops one
+CONFIG = SchedulerConfig()
+DEFAULT = "the default"
+MIN_TRIALS = CONFIG.min_trials  # at a rung, before any scheduler stops one
 Scheduler = Callable[[str, int, list[list[float]]], bool]  # trial, epoch, its points: does it go on?
 
 
@@ -70,7 +72,10 @@ SCHEDULERS: dict[str, Callable[[int], Scheduler]] = {
     "pareto, curves, from epoch 3, two of three go on": lambda epochs: pareto(epochs, 3, reduction_factor=1.5),
     "pareto, curves, from epoch 5": lambda epochs: pareto(epochs, 5),
     "pareto, curves, from epoch 5, two of three go on": lambda epochs: pareto(epochs, 5, reduction_factor=1.5),
-    DEFAULT: lambda epochs: pareto(epochs, 5, reduction_factor=1.5, exempt_share=0.1),
+    "the same, a tenth exempt": lambda epochs: pareto(epochs, 5, reduction_factor=1.5, exempt_share=0.1),
+    DEFAULT: lambda epochs: pareto(
+        epochs, -(-epochs // 2), reduction_factor=CONFIG.reduction_factor, exempt_share=CONFIG.exempt_share
+    ),
 }
 
 

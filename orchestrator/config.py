@@ -118,7 +118,7 @@ class SchedulerConfig(Section):
 
     name: Literal["pareto_asha", "none"] = "pareto_asha"
     grace_period: Annotated[int | None, at_least(1)] = None
-    reduction_factor: Annotated[float, greater_than(1)] = 1.5
+    reduction_factor: Annotated[float, greater_than(1)] = 1.33
     exempt_share: Annotated[float, in_interval(0, 1, closed="[]")] = 0.1
     min_trials: Annotated[int, at_least(1)] = 4
 
