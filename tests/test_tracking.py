@@ -289,18 +289,18 @@ def test_a_uri_is_shown_without_its_credentials():
     assert redacted("postgresql://host/db?user=me&password=secret") == "postgresql://host/db"
 
 
-def test_sweeps_that_start_at_once_on_a_new_store_create_it_once(tmp_path):
+def test_sweeps_that_start_at_once_on_a_new_store_create_it_once(shared_store, tmp_path):
     code = """
 import sys
 from pathlib import Path
 from orchestrator.tracking.store import RunStore
 from orchestrator.tracking.target import TrackingTarget
-root, number = Path(sys.argv[1]), sys.argv[2]
-RunStore(TrackingTarget(f"sqlite:///{root}/mlflow.db", f"sweep-{number}"), number, root, root / f"{number}.jsonl")
+uri, root, number = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+RunStore(TrackingTarget(uri, f"sweep-{number}"), number, root, root / f"{number}.jsonl")
 """
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", code, shared_store, str(tmp_path)]
     started = [subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)]
     errors = [process.communicate(timeout=240)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], errors
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(shared_store)
     assert {one.name for one in client.search_experiments()} >= {"sweep-0", "sweep-1", "sweep-2"}

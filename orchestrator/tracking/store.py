@@ -24,6 +24,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the spool tries
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import mlflow
+from alembic.util.exc import CommandError
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME, MLFLOW_USER
@@ -57,7 +58,7 @@ def usable(target: TrackingTarget) -> Iterator[None]:
     try:
         target.reach_database()
         yield
-    except (MlflowException, SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, OSError, ValueError, ModuleNotFoundError) as error:
         raise SweepError(
             f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, "
             "or unset it to record in the output directory"
@@ -66,8 +67,8 @@ def usable(target: TrackingTarget) -> Iterator[None]:
 
 @contextmanager
 def alone_with(target: TrackingTarget) -> Iterator[None]:
-    """Keep other sweeps of this machine off an SQLite file in the block: two that create its tables at once ruin it."""
-    if not target.uri.startswith("sqlite:"):
+    """Keep other sweeps of this machine off a database in the block: two that create its tables at once fail or ruin it."""
+    if target.uri.startswith(("http:", "https:")):
         yield
         return
     name = hashlib.sha256(target.uri.encode()).hexdigest()[:16]
