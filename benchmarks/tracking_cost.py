@@ -3,7 +3,10 @@
 The same sweep with recording on and off (the spool and its delivery do nothing then), same seeds, in turns, on SQLite and on
 an MLflow server: core-seconds of the sweep's driver and workers, and how many calls the store got for how many reports.
 
+The sweep is of epochs of a third of a second, the worst case; with --mnist of epochs of two or three, as small sweeps are.
+
     python benchmarks/tracking_cost.py --rounds 5 --json FILE
+    python benchmarks/tracking_cost.py --mnist DIR --stores sqlite --rounds 3
 """
 
 import argparse
@@ -21,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CONFIG_FILE = "config.yaml"
 CONFIG = """
 name: tracking
 model: {name: tiny}
@@ -33,12 +37,25 @@ finetune: {num_models: 2, epochs: 5}
 tracking: {log_models: false, log_report: false}
 """
 
+MNIST_CONFIG = """
+name: tracking
+model: {name: lenet5}
+data: {name: mnist, root: DIR, max_train: 6000}
+search_space: svd_training
+training: {batch_size: 100, pretrain_epochs: 3, epochs: 5}
+search: {num_trials: 8, max_concurrent: 2}
+scheduler: {name: none}
+finetune: {num_models: 2, epochs: 3}
+tracking: {log_models: false, log_report: false}
+"""
 
-def one_sweep(mode: str, folder: Path, uri: str | None) -> dict[str, Any]:
+
+def one_sweep(mode: str, folder: Path, uri: str | None, config: str) -> dict[str, Any]:
     """Run the sweep in a process of its own; returns its core-seconds, epochs reported and calls to the store."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     if uri is not None:
         environment["MLFLOW_TRACKING_URI"] = uri
+    (folder / CONFIG_FILE).write_text(config)
     command = [sys.executable, __file__, "--one", mode, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -69,8 +86,7 @@ def run_here(mode: str, folder: Path) -> None:
             return log_batch(*arguments, **options)
 
         MlflowClient.log_batch = counted  # type: ignore[method-assign]
-    config_file = folder / "config.yaml"
-    config_file.write_text(CONFIG)
+    config_file = folder / CONFIG_FILE
     start = time.perf_counter()
     with (folder / "log").open("w") as log:
         run_sweep(load_config(config_file, []), folder / "out", Console(file=log))
@@ -120,7 +136,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
 def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Return, for each store, the paired relative cost of recording and the calls for each report."""
     found: dict[str, Any] = {}
-    for store in ("sqlite", "server"):
+    for store in (name for name in rounds[0] if name != "off"):
         extra = [
             (one[store]["driver_core_s"] - one["off"]["driver_core_s"]) / one["off"]["training_core_s"]
             for one in rounds
@@ -142,6 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--port", type=int, default=5951)
+    parser.add_argument("--mnist", help="folder of torchvision's MNIST: LeNet-5 on 6,000 images in place of digits")
+    parser.add_argument("--stores", nargs="*", default=["sqlite", "server"], choices=["sqlite", "server"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", choices=["on", "off"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -149,14 +167,17 @@ def main() -> None:
     if options.one is not None:
         run_here(options.one, options.folder)
         return
+    config = CONFIG if options.mnist is None else MNIST_CONFIG.replace("DIR", str(Path(options.mnist).absolute()))
     rounds = []
     with tempfile.TemporaryDirectory() as place, server(Path(place), options.port) as uri:
         for number in range(options.rounds + 1):
             one = {}
-            for name, mode, store in (("off", "off", None), ("sqlite", "on", None), ("server", "on", uri)):
+            for name in ("off", *options.stores):
                 folder = Path(place) / f"{number}-{name}"
                 folder.mkdir()
-                one[name] = one_sweep(mode, folder, store)
+                one[name] = one_sweep(
+                    "off" if name == "off" else "on", folder, uri if name == "server" else None, config
+                )
             print(number, json.dumps(one), flush=True)
             if number > 0:  # the first has cold caches
                 rounds.append(one)
