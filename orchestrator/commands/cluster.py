@@ -158,7 +158,8 @@ def _follow(cluster: "Cluster", job: str, address: str | None) -> int:
         part = _address_part(address)
         print(f"\nThe job goes on. rankfront logs -f {job}{part}; rankfront stop {job}{part}", file=sys.stderr)
         return INTERRUPTED
-    print(f"{job} {info.status.value}")
+    never_started = info.driver_exit_code is None and info.status == "FAILED"
+    print(f"{job} {info.status.value}{f': {info.message}' if never_started else ''}")
     return _exit_code(info)
 
 

@@ -95,10 +95,13 @@ class Cluster:
     def read_log_file(self, node: str, name: str) -> Iterator[bytes]:
         """Yield the bytes of a file below the folder of a node's logs.
 
-        The interface that shows logs streams any file of that folder as it is; a link in it may lead out of it.
+        The interface that shows logs streams any file of that folder as it is; a link in it may lead out of it. Raises
+        FileNotFoundError where there is none of that name.
         """
         query = {"node_id": node, "filename": name, "lines": "-1", "timeout": str(_STREAM_S)}
         with self._ask(lambda: self._request("/api/v0/logs/file", query)) as answer:
+            if answer.status_code != 200 and "file is not found" in answer.text:
+                raise FileNotFoundError(name)
             if answer.status_code != 200:
                 raise ClusterError(f"the cluster must have the file {name}, but says: {answer.text[:300]}")
             with _translated(self._client.get_address()):

@@ -101,7 +101,7 @@ def _source(cluster: Cluster, job: str, output: str) -> Iterator[Source]:
 def _require_safe(path: str) -> None:
     """The list comes from the network: no path in it may lead out of the target, or to our own records."""
     parts = PurePosixPath(path).parts
-    plain = path and path == PurePosixPath(path).as_posix() and not PurePosixPath(path).is_absolute()
+    plain = parts and path == PurePosixPath(path).as_posix() and not PurePosixPath(path).is_absolute()
     if not plain or ".." in parts or "\\" in path or "\0" in path or path in (_RECORD, SweepPaths(Path()).lock.name):
         raise ClusterError(
             f"each path must lie in the output directory, but the cluster names {path!r}; nothing was fetched"

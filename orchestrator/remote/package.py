@@ -157,7 +157,9 @@ def _require_small(package: Package) -> None:
     num_bytes, num_files = package.num_bytes, len(package.files)
     if num_bytes <= LIMIT_BYTES and num_files <= LIMIT_FILES:
         return
-    amount = f"{num_files} files, {shown_size(num_bytes)}" if num_files <= LIMIT_FILES else f"over {LIMIT_FILES} files"
+    amount = (
+        f"{num_files} files, {shown_size(num_bytes)}" if num_files <= LIMIT_FILES else f"more than {LIMIT_FILES} files"
+    )
     raise ClusterError(
         f"at most {LIMIT_FILES} files and {shown_size(LIMIT_BYTES)} are sent, but {package.root} has {amount}; the largest: "
         f"{', '.join(_largest(package))}. Leave them out by --exclude PATTERN, or give a smaller --working-dir; data "

@@ -51,11 +51,11 @@ def prepare(
     job would not get what it needs or others would see a secret.
     """
     root = working_dir.expanduser().resolve()
+    name = _inside(config, root)
     sys.path.insert(0, str(root))  # search spaces of the user's own, as the job will find them
     loaded = load_config(config, overrides)
     _check_search_space(loaded)
     _require_paths_of_the_cluster(loaded)
-    name = _inside(config, root)
     folder = _output(output or f"~/rankfront/{loaded.name}")
     tracking = _tracking(os.environ)
     package = collect(root, exclude, Path(loaded.data.root))
