@@ -58,9 +58,12 @@ class Head:
         return [str(ray), "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
 
     def rankfront(self, *arguments, **options):
+        return self.run([RANKFRONT, *map(str, arguments)], **options)
+
+    def run(self, command, **options):
         environment = {**os.environ, "RAY_AUTH_TOKEN": self.token, "RAY_API_SERVER_ADDRESS": self.address}
         return subprocess.run(
-            [RANKFRONT, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=LIMIT_S,
+            command, capture_output=True, text=True, check=False, timeout=LIMIT_S,
             **{"env": {**environment, **options.pop("env", {})}, **options},
         )  # fmt: skip
 
@@ -103,14 +106,14 @@ def test_a_sweep_is_submitted_watched_and_fetched(head, work, tmp_path):
     assert re.search(
         r"Sends to http://127\.0\.0\.1:\d+: 2 files, \d+ B, of .* and rankfront \(\d+ files\)", done.stdout
     )
-    assert "Not sent: runs (results)" in done.stdout
-    assert "Not sent: MLFLOW_TRACKING_PASSWORD" in done.stdout
+    assert "Not sent, results: runs\n" in done.stdout
+    assert "Not sent, a secret: MLFLOW_TRACKING_PASSWORD; the job has the cluster's own\n" in done.stdout
     assert f"  rankfront fetch {job}\n" in done.stdout
     assert "trial-0000: val_accuracy" in done.stdout  # the job's log
     assert done.stdout.endswith(f"{job} SUCCEEDED\n")
 
     listed = head.rankfront("jobs")
-    assert re.search(rf"{job}\s+SUCCEEDED\s+remote\s+.*~/rankfront/remote", listed.stdout), (
+    assert re.search(rf"^{job}  SUCCEEDED .*  remote  ~/rankfront/remote$", listed.stdout, re.MULTILINE), (
         listed.stdout + listed.stderr
     )
     assert head.rankfront("logs", job).stdout.count("trial-0000: val_accuracy") == 1
@@ -143,10 +146,23 @@ def test_a_sweep_is_submitted_watched_and_fetched(head, work, tmp_path):
     assert re.search(r"^0 new, 0 replaced, \d+ were here$", again.stdout, re.MULTILINE), again.stdout + again.stderr
 
 
-def test_a_job_is_stopped_in_order_and_the_same_command_goes_on(head, work, tmp_path):
+OTHER_TENANT = """
+import time
+from ray.job_submission import JobSubmissionClient
+client = JobSubmissionClient()
+look = "env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\\\0' '\\\\n'; true"
+job = client.submit_job(entrypoint=look, submission_id="tenant")
+while not client.get_job_status(job).is_terminal():
+    time.sleep(0.5)
+print(client.get_job_logs(job), [job.json() for job in client.list_jobs()])
+"""
+
+
+def test_a_job_is_stopped_in_order_and_another_tenants_job_sees_no_secret(head, work, tmp_path):
     shared = tmp_path / "shared" / "long"
+    (head.folder / "uri").write_text(f"sqlite:///file:{head.folder}/other.db?token=hunter3&uri=true\n")
     command = ["submit", "remote.yaml", "--output", shared, "--set", "training.epochs=500", "--no-wait"]
-    submitted = head.rankfront(*command, cwd=work)
+    submitted = head.rankfront(*command, cwd=work, env={"MLFLOW_TRACKING_URI_FILE": str(head.folder / "uri")})
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     job = job_of(submitted)
     end = time.monotonic() + LIMIT_S
@@ -156,6 +172,9 @@ def test_a_job_is_stopped_in_order_and_the_same_command_goes_on(head, work, tmp_
     status = head.rankfront("status", job).stdout
     assert re.search(r"^state\s+RUNNING$", status, re.MULTILINE), status
     assert re.search(rf"^output\s+{shared}$", status, re.MULTILINE), status
+    seen = head.run([sys.executable, "-c", OTHER_TENANT], env={"RAY_AUTH_MODE": "token"}).stdout
+    assert f"RANKFRONT_JOB={job}" in seen  # it looked into the processes of the sweep
+    assert "hunter3" not in seen
     stopped = head.rankfront("stop", job)
     assert stopped.stdout == f"{job} STOPPED\n", stopped.stdout + stopped.stderr
     followed = head.rankfront("logs", "-f", job)

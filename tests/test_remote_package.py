@@ -41,6 +41,7 @@ def test_code_and_settings_are_sent_and_nothing_else(tmp_path):
         assert reason in [reasons.get(top) for top in (name, *tops)], name
     assert (reasons["environment"], reasons["conda"]) == ("virtual environment", "virtual environment")
     assert reasons["first"] == "a sweep's output"
+    assert "virtual environment: conda, environment" in found.reasons()
 
 
 def test_what_git_ignores_stays(tmp_path):
@@ -50,6 +51,12 @@ def test_what_git_ignores_stays(tmp_path):
     found = collect(tmp_path / "part")
     assert list(found.files) == ["mine.py"]
     assert found.left_out == [("checkpoints", "ignored by git"), ("made.py", "ignored by git")]
+
+
+def test_what_is_left_out_is_shown_in_a_few_lines(tmp_path):
+    write(tmp_path, *(f"{number}.jpg" for number in range(7)), "runs/a")
+    found = collect(tmp_path)
+    assert found.reasons() == ["results: runs", "data: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg and 2 more"]
 
 
 def test_links_and_what_is_no_file_lead_nowhere(tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from orchestrator.commands.options import INTERRUPTED, ConfigArgument, SetOption
 
@@ -62,15 +61,12 @@ def submit(
     theirs = f"{len(package.files)} files, {shown_size(package.num_bytes)}"
     num_own = add_own_code(package)
     cluster = _connected(address)
-    left_out = ", ".join(f"{name} ({reason})" for name, reason in package.left_out)
     print(
         f"Sends to {cluster.address}: {theirs}, of {package.root}, and rankfront ({num_own} files); in all "
         f"{shown_size(package.num_bytes)}"
     )
-    if left_out:
-        print(f"Not sent: {left_out}")
-    for name in not_sent():
-        print(f"Not sent: {name}; the job has what the cluster's own environment says")
+    for text in (*package.reasons(), *(f"a secret: {name}; the job has the cluster's own" for name in not_sent())):
+        print(f"Not sent, {text}")
     cluster.submit(submission.job, submission.entrypoint, package.files, submission.env_vars, submission.metadata)
     print(f"Job {submission.job}\nOutput {submission.metadata['output']}, on the cluster")
     for verb in ("logs -f", "status", "stop", "fetch"):
@@ -82,9 +78,9 @@ def submit(
 @verbs.command()
 def jobs(address: AddressOption = None) -> None:
     """List the jobs of a Ray cluster."""
-    from orchestrator.remote.show import jobs_table
+    from orchestrator.remote.show import listed
 
-    Console().print(jobs_table(_connected(address).jobs()))
+    print(listed(_connected(address).jobs()))
 
 
 @verbs.command()

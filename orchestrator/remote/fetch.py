@@ -13,14 +13,13 @@ from orchestrator.output import locked, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.remote.cluster import Cluster
 from orchestrator.remote.listing import checksum
-from orchestrator.remote.package import shown_size
+from orchestrator.remote.package import shown_names, shown_size
 from orchestrator.remote.sources import RemoteFile, SharedFolder, Source, served, shared_folder
 from orchestrator.remote.submission import OUTPUT, SWEEP
 from trainers.atomic import atomic_file
 from trainers.errors import ClusterError
 
 _RECORD = ".fetched.json"
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def bring(source: Source, target: Path, tell: Callable[[str], None]) -> Fetched:
         changed = [file.path for file in missing if not _copy(source, file, target)]
         if changed:
             raise ClusterError(
-                f"what is fetched must stay as it is listed, but {_some(changed)} changed or broke on the way; all else is "
-                "there: repeat the command, when the sweep has ended where it is still running"
+                f"what is fetched must stay as it is listed, but {shown_names(changed)} changed or broke on the way; all "
+                "else is there: repeat the command, when the sweep has ended where it is still running"
             )
         _write_record(target, {path: [digest] for path, digest in planned.items()})
     return Fetched(target, len(missing) - len(replaced), len(replaced), len(source.files) - len(missing))
@@ -128,11 +127,12 @@ def _compare(source: Source, target: Path, record: dict[str, list[str]]) -> tupl
     others = {path.name for path in target.iterdir()} - {_RECORD, SweepPaths(target).lock.name}
     if others and not record:
         raise ClusterError(
-            f"{target} must be new, empty or fetched before, but holds {_some(sorted(others))}; use another --output"
+            f"{target} must be new, empty or fetched before, but holds {shown_names(sorted(others))}; use another --output"
         )
     if foreign:
         raise ClusterError(
-            f"nothing may be overwritten, but in {target} {_some(foreign)} changed since the fetch; use another --output"
+            f"nothing may be overwritten, but in {target} {shown_names(foreign)} changed since the fetch; use another "
+            "--output"
         )
     return missing, replaced
 
@@ -172,8 +172,3 @@ def _read_record(target: Path) -> dict[str, list[str]]:
 
 def _write_record(target: Path, record: dict[str, list[str]]) -> None:
     write_text(target / _RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -14,7 +14,7 @@ from trainers.errors import ClusterError
 MIB = 2**20
 LIMIT_BYTES = 50 * MIB  # Ray's dashboard refuses above 100 MiB; every node unpacks it, the head keeps it in memory
 LIMIT_FILES = 10_000
-_LARGEST_SHOWN = 5
+_LARGEST_SHOWN = _NAMES_SHOWN = 5
 _GIT_LIMIT_S = 30
 
 _RESULTS = ("runs", "mlruns", "mlartifacts", "wandb", "lightning_logs")
@@ -54,6 +54,13 @@ class Package:
     def num_bytes(self) -> int:
         """All files together, uncompressed."""
         return sum(path.stat().st_size for path in self.files.values())
+
+    def reasons(self) -> list[str]:
+        """Return one line for each reason to leave something out, with some of the names."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left_out:
+            by_reason.setdefault(reason, []).append(name)
+        return [f"{reason}: {shown_names(names)}" for reason, names in by_reason.items()]
 
 
 def collect(root: Path, exclude: Sequence[str] = (), data_root: Path | None = None) -> Package:
@@ -100,6 +107,12 @@ def write_archive(files: dict[str, Path], target: Path) -> None:
             entry = zipfile.ZipInfo(name)  # of 1980: times would change the archive
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, content)
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
 def shown_size(num_bytes: float) -> str:

@@ -3,8 +3,6 @@
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from orchestrator.remote.sources import FETCH
 from orchestrator.remote.submission import OUTPUT, SWEEP
 
@@ -12,15 +10,16 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 
-def jobs_table(jobs: "list[JobDetails]") -> Table:
-    """Return one row a job; those that only serve a fetch are left out."""
-    table = Table("job", "state", "sweep", "started", "duration", "output", box=None, pad_edge=False)
+def listed(jobs: "list[JobDetails]") -> str:
+    """Return a head line and one line a job, whole on any terminal; jobs that only serve a fetch are left out."""
+    rows = [("job", "state", "started", "duration", "sweep", "output")]
     for job in jobs:
         metadata = job.metadata or {}
         if FETCH not in metadata:
-            told = (metadata.get(SWEEP, "-"), _when(job.start_time), _duration(job), metadata.get(OUTPUT, "-"))
-            table.add_row(job.submission_id, job.status.value, *told)
-    return table
+            told = (metadata.get(SWEEP, "-"), metadata.get(OUTPUT, "-"))
+            rows.append((str(job.submission_id), job.status.value, _when(job.start_time), _duration(job), *told))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def described(job: "JobDetails") -> str:

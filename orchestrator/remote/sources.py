@@ -5,7 +5,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -91,9 +91,10 @@ def served(cluster: Cluster, output: str) -> Iterator[ClusterFolder]:
     try:
         yield ClusterFolder(cluster, _node_when_ready(cluster, name), name, f"{output} on the cluster")
     finally:
-        cluster.stop(name)
-        cluster.ended(name, _STOP_S)
-        cluster.forget(name)
+        with suppress(ClusterError):  # the connection may be what broke; the job ends by itself within a day
+            cluster.stop(name)
+            cluster.ended(name, _STOP_S)
+            cluster.forget(name)
 
 
 def _node_when_ready(cluster: Cluster, job: str) -> str:
