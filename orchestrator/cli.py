@@ -5,11 +5,11 @@ from pathlib import Path
 
 import typer
 
-from orchestrator.commands import exploring, shipping, training
+from orchestrator.commands import cluster, exploring, shipping, training
 from trainers.errors import ConfigError, RankfrontError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for module in (training, exploring, shipping):  # in the order in which --help lists them
+for module in (training, exploring, shipping, cluster):  # in the order in which --help lists them
     app.add_typer(module.verbs)
 
 

@@ -1,5 +1,6 @@
 """Where a sweep's numbers come from: code, versions and hardware, as the driver sees them."""
 
+import json
 import os
 import platform
 import shlex
@@ -14,20 +15,25 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("rankfront", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "pyarrow", "scikit-learn")
 _GIT_LIMIT_S = 10
+JOB_KEY = "job"
+JOB_VARIABLE = "RANKFRONT_JOB"  # the Ray job that runs this process
+GIT_VARIABLE = "RANKFRONT_GIT"  # what `git_state` found where the job was submitted: it has no repository of its own
 
 
 def environment() -> dict[str, Any]:
-    """Return {"command", "python", "platform", "packages", "hardware", "git"}, plain values.
+    """Return {"command", "job", "python", "platform", "packages", "hardware", "git"}, plain values.
 
-    "git" is {"commit", "branch", "dirty"} of the working directory's repository, or None where it is none.
+    "job" is the Ray job that `rankfront submit` made, or None. "git" is {"commit", "branch", "dirty"} of the working
+    directory's repository, of a job that of the directory that was sent, or None where it is none.
     """
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        JOB_KEY: os.environ.get(JOB_VARIABLE),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": _packages(),
         "hardware": _hardware(),
-        "git": _git(),
+        "git": git_state(Path.cwd()) or json.loads(os.environ.get(GIT_VARIABLE, "null")),
     }
 
 
@@ -82,18 +88,25 @@ def _cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-def _git() -> dict[str, Any] | None:
-    commit = _git_output("rev-parse", "HEAD")
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return {"commit", "branch", "dirty"} of the repository that `folder` is in, None where it is in none."""
+    commit = _git_output(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _git_output("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "branch": _git_output("rev-parse", "--abbrev-ref", "HEAD"), "dirty": bool(changed)}
+    changed = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": commit,
+        "branch": _git_output(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+        "dirty": bool(changed),
+    }
 
 
-def _git_output(*arguments: str) -> str | None:
+def _git_output(folder: Path, *arguments: str) -> str | None:
     try:
         command = ["git", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_LIMIT_S, check=False)  # noqa: S603  # fixed words
+        done = subprocess.run(  # noqa: S603  # fixed words
+            command, cwd=folder, capture_output=True, text=True, timeout=_GIT_LIMIT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

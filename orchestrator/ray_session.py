@@ -12,8 +12,8 @@ from trainers.errors import SweepError
 if TYPE_CHECKING:
     from ray._private.worker import BaseContext
 
-# each must be set before `import ray`
-_ENVIRONMENT = {
+# each must be set before `import ray`, in a worker's environment too
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own report would break into the live view
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CUDA_VISIBLE_DEVICES stays as the user set it
@@ -27,7 +27,7 @@ _ENVIRONMENT = {
 
 def prepare_environment() -> None:
     """Set what Ray reads when it is imported; the user's own values stay."""
-    for key, value in _ENVIRONMENT.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 
 from orchestrator.paths import SweepPaths
-from orchestrator.tracking.target import redacted
+from orchestrator.tracking.target import redacted, tracking_uri
 from trainers.errors import SweepError
 
 MLFLOW_PORT, OPTUNA_PORT = 5000, 8080  # their own defaults
@@ -13,7 +13,7 @@ MLFLOW_PORT, OPTUNA_PORT = 5000, 8080  # their own defaults
 
 def mlflow_server() -> str | None:
     """Return the MLflow server that the environment names, without user name and password; None where it names none."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = tracking_uri()
     return redacted(uri) if uri.startswith("http") else None
 
 
@@ -23,7 +23,7 @@ def mlflow_command(paths: SweepPaths, port: int) -> tuple[list[str], dict[str, s
 
     Raises SweepError where the directory holds no store.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.mlflow_db}"
+    uri = tracking_uri() or f"sqlite:///{paths.mlflow_db}"
     if uri.endswith(str(paths.mlflow_db)) and not paths.mlflow_db.exists():
         raise SweepError(f"{paths.root} must hold a sweep recorded in mlflow.db, but does not")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

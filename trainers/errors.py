@@ -7,7 +7,8 @@ RankfrontError
 ├── ExportError        a network cannot be exported as asked, or does not give the same when exported
 ├── TrainingError      a training cannot go on
 │   └── NonFiniteError     a loss or weight became NaN or infinite
-└── SweepError         a sweep cannot start or go on (raised by `orchestrator`)
+├── SweepError         a sweep cannot start or go on (raised by `orchestrator`)
+└── ClusterError       a cluster cannot be used, or refuses what it is asked (raised by `orchestrator`)
 
 Each message names the rule, the value that broke it and the remedy.
 """
@@ -47,3 +48,7 @@ class NonFiniteError(TrainingError):
 
 class SweepError(RankfrontError):
     """A sweep cannot start or go on."""
+
+
+class ClusterError(RankfrontError):
+    """A cluster cannot be used, or refuses what it is asked."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from trainers.errors import SweepError
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+URI_FILE_VARIABLE = "MLFLOW_TRACKING_URI_FILE"  # a file that holds the URI: with a password it is for no other eyes
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _DATABASE_TIMEOUT_S = 10.0
 
@@ -51,12 +55,29 @@ def tracking_target(name: str, database: Path, artifacts: Path) -> TrackingTarge
     """Return the target that the environment asks for, by default SQLite in the output directory."""
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
     default = f"sqlite:///{database}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or default
+    uri = tracking_uri() or default
     return (
         TrackingTarget(uri, experiment, artifacts.as_uri(), in_output=True)
         if uri == default
         else TrackingTarget(uri, experiment)
     )
+
+
+def tracking_uri() -> str:
+    """Return what MLFLOW_TRACKING_URI says, else what the file MLFLOW_TRACKING_URI_FILE holds; empty where neither is set.
+
+    Raises SweepError where the file cannot be read or is empty.
+    """
+    file = os.environ.get(URI_FILE_VARIABLE)
+    if os.environ.get(URI_VARIABLE) or not file:
+        return os.environ.get(URI_VARIABLE, "")
+    try:
+        uri = Path(file).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SweepError(f"{URI_FILE_VARIABLE} must name a readable file on this machine, but: {error}") from error
+    if not uri:
+        raise SweepError(f"the file of {URI_FILE_VARIABLE} must hold MLflow's tracking URI, but {file} is empty")
+    return uri
 
 
 def redacted(uri: str) -> str:
