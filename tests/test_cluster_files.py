@@ -56,6 +56,7 @@ def version():
 class TestOneSetOfVersions:
     def test_ray_is_the_tested_one(self):
         assert load("kuberay/cluster/raycluster.yaml")["spec"]["rayVersion"] == pinned()["ray"]
+        assert f"rankfront {version()}, Ray {pinned()['ray']}, Python" in read("README.md")
 
     def test_everything_is_installed_under_the_constraints(self):
         for name in ("Dockerfile", "launcher/setup.sh"):
