@@ -78,7 +78,7 @@ class TestOneSetOfVersions:
         tags = {}
         for path in CLUSTER.rglob("*"):
             if path.is_file():
-                for name, tag in re.findall(r"rankfront-([\w${}:-]*(?:cpu|cuda)}?):([\d.]+)", path.read_text()):
+                for name, tag in re.findall(r"(rankfront(?:-cpu|-cuda|-\${[^}]+})?):(\d[\d.]+)", path.read_text()):
                     tags.setdefault(tag, set()).add((path.name, name))
         assert set(tags) == {version()}, tags
         assert {name for name, _ in tags[version()]} >= {"Dockerfile", "README.md", "compose.yaml", "raycluster.yaml"}

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import urllib.error
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,18 +18,22 @@ KUBERAY = Path(__file__).parent.parent / "cluster" / "kuberay"
 OPERATOR = "kuberay-system"
 
 
-@pytest.fixture(scope="module", params=["cluster", "job"])
-def objects(request):
+@cache
+def rendered(variant):
     """Everything that `kubectl apply -k` would send, by kind and name."""
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl, for its Kustomize")
-    rendered = subprocess.run(
-        ["kubectl", "kustomize", KUBERAY / request.param], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    found = [item for item in yaml.safe_load_all(rendered) if item]
+    command = ["kubectl", "kustomize", KUBERAY / variant]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    found = [item for item in yaml.safe_load_all(text) if item]
     by_name = {(item["kind"], item["metadata"]["name"]): item for item in found}
     assert len(by_name) == len(found)
     return by_name
+
+
+@pytest.fixture(params=["cluster", "job"])
+def objects(request):
+    return rendered(request.param)
 
 
 def ray_cluster(objects):
@@ -58,9 +63,13 @@ def test_each_variant_has_what_it_says(objects):
     assert {item["metadata"].get("namespace", "rankfront") for item in objects.values()} == {"rankfront"}
 
 
-def test_a_job_runs_on_the_nodes_of_the_cluster(objects):
-    (source,) = yaml.safe_load_all((KUBERAY / "cluster" / "raycluster.yaml").read_text())
-    assert ray_cluster(objects) == source["spec"]
+def test_a_job_runs_on_the_nodes_and_the_image_of_the_cluster():
+    spec = rendered("cluster")["RayCluster", "rankfront"]["spec"]
+    job = rendered("job")["RayJob", "sweep"]["spec"]
+    assert job["rayClusterSpec"] == spec
+    templates = [*pods(rendered("cluster")), job["submitterPodTemplate"]]
+    images = {container["image"] for template in templates for container in template["spec"]["containers"]}
+    assert {image.partition(":")[0] for image in images} == {"rankfront-cpu", "postgres"}  # Ray's nodes must be equal
 
 
 class TestSchemas:
