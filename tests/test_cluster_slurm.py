@@ -148,7 +148,10 @@ def test_what_it_needs_is_said_at_once(job, tmp_path):
 def test_a_node_that_fails_ends_the_job_with_nothing_left(job, tmp_path):
     program(tmp_path / "venv" / "bin" / "ray", "#!/bin/sh\necho no Ray here >&2\nexit 3\n")
     assert job("sweep.yaml", tmp_path / "shared" / "first").wait(200) != 0
-    assert "no Ray here" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert log.count("no Ray here") == 3  # tries
+    assert "every node must join Ray" in log
+    assert "node-2" not in (tmp_path / "calls").read_text().replace("node-[1-2]", "")  # workers wait for the head
     assert not (tmp_path / "found").exists()
     assert not list((tmp_path / "shared").iterdir())
     assert not left_over()
