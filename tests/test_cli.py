@@ -73,7 +73,7 @@ def test_errors_have_no_traceback_and_exit_code_2(config, tmp_path):
     assert done.stderr.splitlines() == [
         "The configuration is not valid:",
         f"  {config}: search.num_trials: must be >= 1, but got 0",
-        f"  {config}:11: nonsense: unknown key 'nonsense'; known: name, model, data, search_space, factorization, "
+        f"  {config}:11: nonsense: unknown key 'nonsense'; known: name, model, data, search_space, factorization, latency, "
         "training, search, curve, scheduler, stop, finetune, resources, tracking",
     ]
     assert not (tmp_path / "out").exists()
