@@ -75,7 +75,7 @@ def test_a_job_runs_on_the_nodes_and_the_image_of_the_cluster():
 class TestSchemas:
     def test_kubernetes_own_objects(self, objects):
         """Strictly, in each of Kubernetes' versions that the package knows; admission and defaults need a cluster."""
-        package = pytest.importorskip("kubernetes_validate", reason="its wheel has Kubernetes' schemas")
+        package = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
         own = [item for item in objects.values() if not item["apiVersion"].startswith("ray.io/")]
         assert len(own) >= 12
         for release in package.utils.all_versions():
@@ -85,7 +85,7 @@ class TestSchemas:
 
     def test_pod_templates_of_ray(self, objects):
         """KubeRay's CRD takes whole pod templates; these are Kubernetes' own."""
-        package = pytest.importorskip("kubernetes_validate", reason="its wheel has Kubernetes' schemas")
+        package = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
         for template in pods(objects):
             wrapped = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template}
             package.validate(wrapped, package.latest_version(), strict=True)

@@ -13,7 +13,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "cluster" / "slurm" / "sweep.sbatch"
 JOB = str(900_000 + os.getpid() % 100_000)
 
-# Slurm's commands as far as the script uses them; Slurm itself has run the script by hand.
+# Slurm's commands as far as the script uses them: a test cannot install Slurm. cluster/README.md says what it has run.
 SLURM = {
     "srun": """while [[ $1 == --* ]]; do echo "srun $1" >>"$FAKE/calls"; shift; done; echo $$ >>"$FAKE/steps"; exec "$@" """,
     "scontrol": """echo "scontrol $*" >>"$FAKE/calls"; if [[ $1 == show ]]; then printf 'node-1\\nnode-2\\n'; fi""",
