@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a minute and a half of starting and ending Ray
+
 SCRIPT = Path(__file__).parent.parent / "cluster" / "slurm" / "sweep.sbatch"
 JOB = str(900_000 + os.getpid() % 100_000)
 
