@@ -79,10 +79,6 @@ class Cluster:
         """Ask a job to end, as SIGTERM does."""
         self._ask(lambda: self._client.stop_job(job))
 
-    def forget(self, job: str) -> None:
-        """Take an ended job off the cluster's list."""
-        self._ask(lambda: self._client.delete_job(job))
-
     def ended(self, job: str, limit_s: float) -> "JobDetails":
         """Wait until a job has ended; raises ClusterError where it has not within the limit."""
         end = time.monotonic() + limit_s

@@ -93,8 +93,7 @@ def served(cluster: Cluster, output: str) -> Iterator[ClusterFolder]:
     finally:
         with suppress(ClusterError):  # the connection may be what broke; the job ends by itself within a day
             cluster.stop(name)
-            cluster.ended(name, _STOP_S)
-            cluster.forget(name)
+            cluster.ended(name, _STOP_S)  # it stays on Ray's list: one that is deleted at once comes back as failed
 
 
 def _node_when_ready(cluster: Cluster, job: str) -> str:
