@@ -160,6 +160,12 @@ def test_a_target_in_use_and_an_empty_source_are_refused(output, tmp_path):
         bring(Cluster(output, files=[]), target, [].append)
 
 
+def test_a_sweep_is_not_fetched_into_itself(output, tmp_path):
+    (tmp_path / "link").symlink_to(output)
+    with pytest.raises(ClusterError, match="is the sweep's output directory itself: there is nothing to fetch"):
+        bring(SharedFolder(output), tmp_path / "link", [].append)
+
+
 def test_a_damaged_record_is_an_error(output, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".fetched.json").write_text("[1]")

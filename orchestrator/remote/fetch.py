@@ -40,13 +40,13 @@ def fetch(cluster: Cluster, job: str, target: Path | None, tell: Callable[[str],
     output, name = _output_of(cluster, job)
     target = (target or Path("runs") / name).expanduser().absolute()
     with _source(cluster, job, output) as source:
-        if isinstance(source, SharedFolder) and source.folder.resolve() == target.resolve():
-            raise ClusterError(f"{target} is the sweep's output directory itself: nothing is to be fetched")
         return bring(source, target, tell)
 
 
 def bring(source: Source, target: Path, tell: Callable[[str], None]) -> Fetched:
     """Copy what `target` lacks of the source into it; raises as `fetch` does."""
+    if isinstance(source, SharedFolder) and source.folder.resolve() == target.resolve():
+        raise ClusterError(f"{target} is the sweep's output directory itself: there is nothing to fetch")
     for file in source.files:
         _require_safe(file.path)
     if not source.files:
