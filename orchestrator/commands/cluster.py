@@ -156,10 +156,10 @@ def _follow(cluster: "Cluster", job: str, address: str | None) -> int:
         return INTERRUPTED
     never_started = info.driver_exit_code is None and info.status == "FAILED"
     print(f"{job} {info.status.value}{f': {info.message}' if never_started else ''}")
-    return _exit_code(info)
+    return exit_code(info)
 
 
-def _exit_code(info: "JobDetails") -> int:
+def exit_code(info: "JobDetails") -> int:
     """The job's exit code as a shell would give it: 130 where it was stopped, 128 + n where signal n ended it."""
     if info.status == "STOPPED":
         return INTERRUPTED
