@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.config import SweepConfig
 from orchestrator.output import require_ours_or_empty
 from orchestrator.paths import SweepPaths
+from orchestrator.provenance import package_versions
 from orchestrator.ray_session import prepare_environment, ray_session
 from trainers.errors import RankfrontError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "warning", "problem"]
 _NODE_TIMEOUT_S = 120.0
-_PACKAGES = ("rankfront", "torch", "ray", "optuna", "mlflow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,9 @@ def _nodes(nodes: list[dict[str, Any]], paths: SweepPaths) -> Iterator[Finding]:
 
 
 def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Python's and the packages' versions; a wheel for a CPU and one for a GPU are of one version."""
+    packages = {name: version.partition("+")[0] for name, version in package_versions().items()}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **packages}
 
 
 def _look(mark: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
         JOB_KEY: os.environ.get(JOB_VARIABLE),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": _packages(),
+        "packages": package_versions(),
         "hardware": _hardware(),
         "git": git_state(Path.cwd()) or json.loads(os.environ.get(GIT_VARIABLE, "null")),
     }
@@ -55,7 +55,8 @@ def environment_tags(found: dict[str, Any]) -> dict[str, str]:
     return tags
 
 
-def _packages() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of rankfront and of what its numbers depend on, as far as they are installed."""
     found = {}
     for name in _PACKAGES:
         try:
