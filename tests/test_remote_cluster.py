@@ -19,7 +19,8 @@ from orchestrator.commands.cluster import exit_code
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records
 
-pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.timeout(1800)]
+# slow: two minutes of processor time, and the suite is near its limit
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CONFIG = """
 name: remote
