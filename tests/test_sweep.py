@@ -83,7 +83,8 @@ class TestFinishedSweep:
         tag = client.get_run(record.run_id).data.tags["mlflow.loggedArtifacts"]
         assert json.loads(tag) == [{"path": "curve.json", "type": "table"}]
         table = json.loads(SweepPaths(output).curve(record.name).read_text())
-        assert [row[-1] for row in table["data"]] == [cut["score"] for cut in json.loads(record.curve)]
+        place = table["columns"].index("score")
+        assert [row[place] for row in table["data"]] == [cut["score"] for cut in json.loads(record.curve)]
 
     def test_mlflow_has_the_same_runs_metrics_and_tags(self, finished):
         output, _, front = finished
