@@ -60,8 +60,8 @@ class ConstraintsConfig(Section):
 
     max_macs_ratio: Annotated[float | None, greater_than(0)] = None
     max_params_ratio: Annotated[float | None, greater_than(0)] = None
-    max_latency_ms: Annotated[float | None, greater_than(0)] = None
     min_accuracy: Annotated[float | None, in_interval(0, 1, closed="[]")] = None
+    max_latency_ms: Annotated[float | None, greater_than(0)] = None
 
 
 @dataclass(frozen=True)

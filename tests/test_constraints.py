@@ -77,4 +77,4 @@ def test_errors_name_the_place_and_the_remedy(tmp_path):
     }
     assert "did you mean 'tpe'" in found["sampler"]
     assert "must be an object, but got 3" in found["first_points.0"]
-    assert "known: max_macs_ratio, max_params_ratio, max_latency_ms, min_accuracy" in found["constraints.max_flops"]
+    assert "known: max_macs_ratio, max_params_ratio, min_accuracy, max_latency_ms" in found["constraints.max_flops"]
