@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from bench_options import benchmark_parser, write
+from bench_statistics import interval_of_mean
 
 from trainers.config import DataConfig, DistillationConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.data import load_train_validation
@@ -27,7 +27,6 @@ from trainers.saved_model import load_model
 
 BUDGETS = (0.5, 0.25, 0.12)
 TAUGHT = {"stage 1, weight 0.5": ("1", 0.5), "uncut, weight 0.5": ("2", 0.5), "uncut, weight 0.9": ("2", 0.9)}
-_BOOTSTRAPS = 10_000
 
 
 def networks(mnist: str, cifar10: str) -> dict[str, tuple[DataConfig, ModelConfig, TrainingConfig, int]]:
@@ -67,14 +66,6 @@ def one_seed(data: DataConfig, model: ModelConfig, training: TrainingConfig, epo
     return rows
 
 
-def interval(by_seed: list[float]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean."""
-    generator = np.random.default_rng(0)
-    means = generator.choice(by_seed, (_BOOTSTRAPS, len(by_seed))).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def markdown(found: dict[str, list[list[dict[str, Any]]]]) -> str:
     """One line a network, budget and weight."""
     lines = [
@@ -94,7 +85,7 @@ def markdown(found: dict[str, list[list[dict[str, Any]]]]) -> str:
             for variant in TAUGHT:
                 taught = [statistics.mean(row["accuracy"][variant] for row in rows) for rows in of_seed]
                 gains = [100 * (a - b) for a, b in zip(taught, plain, strict=True)]
-                low, high = interval(gains)
+                low, high = interval_of_mean(gains)
                 cells.append(f"{statistics.mean(gains):+.2f} ({low:+.2f} to {high:+.2f})")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

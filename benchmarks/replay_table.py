@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ import torch
 from search_spaces import find_search_space
 from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig, apply_settings
 from trainers.data import load_train_validation
+from trainers.errors import NonFiniteError
 from trainers.models import ModelSpec
 from trainers.recipe import MODEL_FILE, Setting, compress, pretrain
 
@@ -58,10 +59,6 @@ def record_table(network: str, mnist: str, num_trials: int, seed: int, workers: 
 
 
 def _record(job: tuple[str, int, dict[str, Any], str, str]) -> tuple[Curves, list[dict[str, Any]]] | None:
-    from dataclasses import replace
-
-    from trainers.errors import NonFiniteError
-
     network, number, settings, mnist, folder = job
     torch.set_num_threads(1)
     data_config, model, base = NETWORKS[network]

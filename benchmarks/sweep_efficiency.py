@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from bench_options import benchmark_parser, write
+from bench_statistics import interval_of_mean
 from efficiency_strategies import OTHER_SCORES, STRATEGIES, Outcome, Task, run
 
 from orchestrator.config import FinetuneConfig, ResourcesConfig
@@ -35,7 +36,6 @@ from trainers.config import CurveConfig, DataConfig, ModelConfig, TrainingConfig
 
 OURS = "rankfront"
 SHARES = (0.95, 0.99)
-_BOOTSTRAPS = 10_000
 
 
 def tasks(mnist: str, cifar10: str) -> dict[str, Task]:
@@ -158,10 +158,8 @@ def _to_the_end(ends: list[float], runs: list[Outcome], ours: list[Outcome], flo
 
 def _interval(logs: list[float]) -> tuple[float, float]:
     """The 95 % bootstrap interval of the geometric mean."""
-    generator = np.random.default_rng(0)
-    means = generator.choice(logs, (_BOOTSTRAPS, len(logs))).mean(axis=1)
-    low, high = np.exp(np.quantile(means, [0.025, 0.975]))
-    return float(low), float(high)
+    low, high = interval_of_mean(logs)
+    return math.exp(low), math.exp(high)
 
 
 def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]], seeds: int) -> str:

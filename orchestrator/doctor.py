@@ -73,12 +73,17 @@ def _configuration(config: SweepConfig) -> "Generator[Finding, None, SweepPlan |
 def _output(config: SweepConfig, paths: SweepPaths) -> Finding:
     def call() -> str:
         require_ours_or_empty(paths, config)
-        folder = next(part for part in (paths.root, *paths.root.parents) if part.exists())
+        folder = _existing(paths.root)
         if not os.access(folder, os.W_OK):
             raise OSError(f"{folder} must be writable, but is not; use another --output")
         return f"{paths.root} {'holds this sweep, which goes on' if paths.state.exists() else 'can be written'}"
 
     return _tried("output directory", call)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(part for part in (folder, *folder.parents) if part.exists())
 
 
 def _store(config: SweepConfig, paths: SweepPaths) -> Finding:
@@ -115,9 +120,8 @@ def _nodes(nodes: list[dict[str, Any]], paths: SweepPaths) -> Iterator[Finding]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = _versions()
-    mark = paths.root.parent / f".rankfront-doctor-{uuid.uuid4().hex[:8]}"
-    existing = next(part for part in mark.parents if part.exists())
-    mark = existing / mark.name
+    existing = _existing(paths.root.parent)
+    mark = existing / f".rankfront-doctor-{uuid.uuid4().hex[:8]}"
     try:
         mark.write_text(mark.name)
     except OSError as error:

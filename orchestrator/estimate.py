@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import ResourcesConfig, SweepConfig
+from orchestrator.probes import few_batches, trial_of_form
 from trainers.config import MethodConfig
 
 if TYPE_CHECKING:
@@ -95,28 +96,19 @@ def measure(config: SweepConfig, start: MethodConfig, arrays: dict[str, Any], gp
     import torch
 
     from trainers import recipe
-    from trainers.data import ImageData
-    from trainers.models import ModelSpec
 
     torch.set_num_threads(config.resources.cpus_per_trial)
-    data = ImageData.from_arrays(arrays)
-    training = replace(config.training, pretrain_epochs=1, epochs=1)
-    spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
-    device = torch.device("cuda" if gpu else "cpu")
-
-    def setting(num_batches: int) -> recipe.Setting:
-        few = replace(data, train_rows=data.train_rows[: num_batches * training.batch_size])
-        return recipe.Setting(spec, few, training, config.factorization, device)
-
+    few_setting, more_setting = (
+        few_batches(config, arrays, count, "cuda" if gpu else "cpu") for count in (_FEW, _MORE)
+    )
     with tempfile.TemporaryDirectory() as folder:
-        list(recipe.pretrain(setting(_FEW), start, Path(folder)))  # also what warms everything up
-        few, more = (next(recipe.pretrain(setting(count), start)).duration_s for count in (_FEW, _MORE))
-        method = replace(start, method="truncated_svd") if start.method == "dense" else start
+        list(recipe.pretrain(few_setting, start, Path(folder)))  # also what warms everything up
+        few, more = (next(recipe.pretrain(setting, start)).duration_s for setting in (few_setting, more_setting))
         begun = Path(folder) / recipe.MODEL_FILE
         plain, curved = (
-            next(recipe.compress(setting(_FEW), method, begun, None, curve)).duration_s
+            next(recipe.compress(few_setting, trial_of_form(start), begun, None, curve)).duration_s
             for curve in (replace(config.curve, num_points=0), config.curve)
         )
-    there = len(data.train_rows) // training.batch_size
-    batch_s = max(0.0, more - few) / max(1, min(there, _MORE) - min(there, _FEW))
+    num_more = (len(more_setting.data.train_rows) - len(few_setting.data.train_rows)) // config.training.batch_size
+    batch_s = max(0.0, more - few) / max(1, num_more)
     return Timing(batch_s, max(0.0, few - _FEW * batch_s), max(0.0, curved - plain))

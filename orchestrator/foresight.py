@@ -76,18 +76,17 @@ def _measured(config: SweepConfig, plan: "SweepPlan") -> str:
 
 def _digest(config: SweepConfig, plan: "SweepPlan") -> str:
     """Sum up all that the times depend on."""
-    from orchestrator.provenance import environment
+    from orchestrator.provenance import hardware, package_versions
 
     assert config.latency is not None
-    found = environment()
     content: dict[str, Any] = {
         "version": _VERSION,
         "network": as_record(plan.spec),
         "factorization": as_record(config.factorization),
         "forms": sorted({start.decomposition for start in plan.starts}),
         "latency": as_record(config.latency),
-        "torch": found["packages"]["torch"],
-        "hardware": found["hardware"],
+        "torch": package_versions()["torch"],
+        "hardware": hardware(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

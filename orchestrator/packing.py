@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SweepConfig
+from orchestrator.probes import few_batches, trial_of_form
 from trainers.config import MethodConfig
 
 if TYPE_CHECKING:
@@ -59,19 +60,13 @@ def measure(config: SweepConfig, start: MethodConfig, arrays: dict[str, Any]) ->
     import torch
 
     from trainers import recipe
-    from trainers.data import ImageData
-    from trainers.models import ModelSpec
 
-    data = ImageData.from_arrays(arrays)
-    training = replace(config.training, pretrain_epochs=1, epochs=1)
-    few = replace(data, train_rows=data.train_rows[: _PROBE_BATCHES * training.batch_size])
-    spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
-    setting = recipe.Setting(spec, few, training, config.factorization, torch.device("cuda"))
-    method = replace(start, method="truncated_svd") if start.method == "dense" else start
+    setting = few_batches(config, arrays, _PROBE_BATCHES, "cuda")
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         list(recipe.pretrain(setting, start, Path(folder)))
-        list(recipe.compress(setting, method, Path(folder) / recipe.MODEL_FILE, None, config.curve))
+        begun = Path(folder) / recipe.MODEL_FILE
+        list(recipe.compress(setting, trial_of_form(start), begun, None, config.curve))
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()
     return GpuUse(total, torch.cuda.max_memory_reserved(), context)

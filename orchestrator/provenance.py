@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "git": git_state(Path.cwd()) or json.loads(os.environ.get(GIT_VARIABLE, "null")),
     }
 
@@ -66,7 +66,8 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """Return this machine's processors, memory in bytes, and GPUs by name."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

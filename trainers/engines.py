@@ -13,7 +13,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 Call = Callable[[], object]
 
 
-def inference(model: nn.Module, images: Tensor, engine: Engine = "eager", *, channels_last: bool = True) -> Call:
+def inference(model: nn.Module, images: Tensor, engine: Engine = "eager") -> Call:
     """Return the call that runs a copy of `model`, in evaluation mode, on `images`, of any shape, on their device.
 
     ONNX Runtime gets the network as it is exported: fp32, contiguous, BatchNorm folded, any number of images, and as many
@@ -21,7 +21,7 @@ def inference(model: nn.Module, images: Tensor, engine: Engine = "eager", *, cha
     """
     if engine == "onnxruntime":
         return _session(model, images)
-    memory_format = torch.channels_last if channels_last and images.ndim == 4 else torch.contiguous_format
+    memory_format = torch.channels_last if images.ndim == 4 else torch.contiguous_format
     network = copy.deepcopy(model).to(images.device, images.dtype).to(memory_format=memory_format).eval()
     images = images.to(memory_format=memory_format)
     run = torch.compile(network) if engine == "compile" else network

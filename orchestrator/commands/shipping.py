@@ -9,33 +9,17 @@ import typer
 from rich.console import Console
 
 from orchestrator.commands.options import DirectoryArgument
+from trainers.export.options import Format, Weights
 
 verbs = typer.Typer()
 
 
-class ExportFormat(StrEnum):
-    """The files of `rankfront export`."""
-
-    PT2 = "pt2"
-    ONNX = "onnx"
-    SAFETENSORS = "safetensors"
-
-
 class EngineName(StrEnum):
-    """What runs a network that is timed: `trainers.engines.ENGINES`."""
+    """`trainers.config.Engine`, as an option that may be repeated needs it."""
 
     EAGER = "eager"
     COMPILE = "compile"
     ONNXRUNTIME = "onnxruntime"
-
-
-class Weights(StrEnum):
-    """The numbers in them."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
 
 
 @verbs.command()
@@ -83,8 +67,8 @@ def export(
     name: Annotated[str | None, typer.Argument(help="In a sweep: a run, or best, smallest or knee.")] = None,
     *,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file; its suffix names the format as well.")],
-    format_: Annotated[ExportFormat | None, typer.Option("--format", help="Default: the suffix of FILE.")] = None,
-    weights: Annotated[Weights, typer.Option(help="int8: with onnx, quantized after training.")] = Weights.FP32,
+    format_: Annotated[Format | None, typer.Option("--format", help="Default: the suffix of FILE.")] = None,
+    weights: Annotated[Weights, typer.Option(help="int8: with onnx, quantized after training.")] = "fp32",
     normalized: Annotated[
         bool, typer.Option("--normalized", help="Take normalised float32 images instead of uint8 ones.")
     ] = False,
@@ -98,7 +82,7 @@ def export(
     """
     from trainers.export.options import export_options
 
-    options = export_options(output, format_, weights.value, "normalized" if normalized else "pixels")
+    options = export_options(output, format_, weights, "normalized" if normalized else "pixels")
     from orchestrator.export import described, export_run
 
     print("\n".join(described(export_run(run, name, config, output, options))))

@@ -1,4 +1,4 @@
-"""Whether a store can be used, without leaving anything in it."""
+"""Whether a store can be used, without recording anything in it."""
 
 from pathlib import Path
 
@@ -6,16 +6,15 @@ from orchestrator.tracking.target import TrackingTarget
 
 
 def probe(target: TrackingTarget) -> str:
-    """Return what is at the target's URI; raises SweepError where it cannot be used.
+    """Return what is at the target's URI, where a database gets MLflow's tables as it would by a sweep; raises SweepError
+    where it cannot be used.
 
     The default store of a sweep that has not begun is not made for that.
     """
     if target.in_output and not Path(target.uri.removeprefix("sqlite:///")).exists():
         return "a new SQLite store in the output directory"
-    import mlflow
+    from orchestrator.tracking.store import opened
 
-    from orchestrator.tracking.store import usable
-
-    with usable(target):
-        found = mlflow.MlflowClient(tracking_uri=target.uri).get_experiment_by_name(target.experiment)
+    with opened(target) as client:
+        found = client.get_experiment_by_name(target.experiment)
     return f"{target.shown}, experiment {target.experiment!r} {'is new' if found is None else 'is there'}"

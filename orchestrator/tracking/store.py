@@ -53,11 +53,16 @@ def refused(error: Exception) -> bool:
 
 
 @contextmanager
-def usable(target: TrackingTarget) -> Iterator[None]:
-    """Raise SweepError for what MLflow, or its database, raises in the block where the store cannot be used."""
+def opened(target: TrackingTarget) -> Iterator[mlflow.MlflowClient]:
+    """Yield a client of the store, which is created or migrated where that is due; no other sweep of this machine connects
+    to a database meanwhile: two that create its tables at once fail or ruin it.
+
+    Raises SweepError for what MLflow, or its database, raises in the block too.
+    """
     try:
         target.reach_database()
-        yield
+        with _alone_with(target):
+            yield mlflow.MlflowClient(tracking_uri=target.uri)
     except (MlflowException, SQLAlchemyError, CommandError, OSError, ValueError, ModuleNotFoundError) as error:
         raise SweepError(
             f"the MLflow store {target.shown!r} must be usable, but: {target.reason(error)}; check MLFLOW_TRACKING_URI, "
@@ -66,13 +71,13 @@ def usable(target: TrackingTarget) -> Iterator[None]:
 
 
 @contextmanager
-def alone_with(target: TrackingTarget) -> Iterator[None]:
-    """Keep other sweeps of this machine off a database in the block: two that create its tables at once fail or ruin it."""
+def _alone_with(target: TrackingTarget) -> Iterator[None]:
     if target.uri.startswith(("http:", "https:")):
         yield
         return
     name = hashlib.sha256(target.uri.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"rankfront-{_user()}-{name}.lock").open("w") as file:
+    # "a": others may write into that folder, and what a link of theirs leads to is not to be emptied
+    with (Path(tempfile.gettempdir()) / f"rankfront-{_user()}-{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -86,8 +91,7 @@ class RunStore:
         Raises SweepError where the store cannot be used.
         """
         self._target, self._sweep_id, self._root, self._ids_file = target, sweep_id, root, ids
-        with usable(target), alone_with(target):
-            self.client = mlflow.MlflowClient(tracking_uri=target.uri)
+        with opened(target) as self.client:
             self._experiment_id = self._find_experiment()
         self._ids = read_ids(ids, target.key)
         # whether no run can exist that is not in the file: its parent was created here, and no call has failed since
