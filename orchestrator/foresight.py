@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import SweepPlan
     from trainers.latency_table import LatencyTable
 
-_VERSION = 1  # of how times are measured
+_VERSION = 2  # of how times are measured
 
 _log = logging.getLogger(__name__)
 

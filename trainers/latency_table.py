@@ -20,24 +20,30 @@ from trainers.models import ModelSpec, build_model
 from trainers.surgery import LayerGeometry, decomposable, decompose, layer_geometry
 
 _NUM_RANKS = 6
-_MULTIPLE = 8  # of ranks that are measured: kernels are fastest at multiples
+_MULTIPLE = 8  # kernels are faster at multiples of it, by up to twice
 _ROUNDS = 7
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """Milliseconds of one layer, dense and in low-rank form at `ranks`, which rise."""
+    """Milliseconds of one layer, dense and in low-rank form at `ranks`, which rise: multiples of 8, and others."""
 
     dense_ms: float
     ranks: tuple[int, ...]
     times_ms: tuple[float, ...]
 
     def at(self, rank: int) -> float:
-        """Return the time at any rank, interpolated; at most the dense layer's: it is deployed in the faster form."""
-        if not self.ranks:
+        """Return the time at any rank, interpolated between measured ones that are multiples of 8 if it is, else not.
+
+        At most the dense layer's: it is deployed in the faster form.
+        """
+        measured = list(zip(self.ranks, self.times_ms, strict=True))
+        if not measured:
             return self.dense_ms
-        return min(self.dense_ms, float(np.interp(rank, self.ranks, self.times_ms)))
+        alike = [point for point in measured if _is_aligned(point[0]) == _is_aligned(rank)]
+        ranks, times_ms = zip(*(alike or measured), strict=True)
+        return min(self.dense_ms, float(np.interp(rank, ranks, times_ms)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class LatencyTable:
 def measure_table(
     spec: ModelSpec, factorization: FactorizationConfig, forms: Collection[Decomposition], config: LatencyConfig
 ) -> LatencyTable:
-    """Time the dense network, and each layer that is decomposed at up to six ranks below break-even, in each of `forms`.
+    """Time the dense network, and each layer that is decomposed at a few ranks below break-even, in each of `forms`.
 
     Weights are drawn at random: times do not depend on them. Layers of the same shapes are timed once.
     """
@@ -113,11 +119,18 @@ def _layer_times(
 
 
 def measured_ranks(largest: int) -> tuple[int, ...]:
-    """Return at most six ranks from 1 to `largest`, in nearly equal factors, in multiples of 8 from 8 on; none below 1."""
+    """Return ranks from 1 to `largest`: six at most in nearly equal factors, from 8 on multiples of 8, each with the rank
+    just below it. None where `largest` is below 1.
+    """
     if largest < 1:
         return ()
     wanted = np.geomspace(1, largest, _NUM_RANKS)
-    return tuple(sorted({round(rank) if rank < _MULTIPLE else int(rank // _MULTIPLE) * _MULTIPLE for rank in wanted}))
+    steps = {round(rank) if rank < _MULTIPLE else int(rank // _MULTIPLE) * _MULTIPLE for rank in wanted}
+    return tuple(sorted(steps | {rank - 1 for rank in steps if _is_aligned(rank)}))
+
+
+def _is_aligned(rank: int) -> bool:
+    return rank % _MULTIPLE == 0
 
 
 def _drawn(module: nn.Module) -> nn.Module:
