@@ -51,6 +51,7 @@ class OpenRun:
     """A run that has started and not ended."""
 
     job: Job
+    node: str | None = None
     epoch: int = 0
     duration_s: float = 0.0
     cpu_s: float = 0.0
@@ -115,8 +116,11 @@ class Ledger:
             self._open[job.name] = OpenRun(job)
 
     def reported(self, name: str, result: dict[str, Any]) -> None:
-        """A run has finished an epoch (or repeats one that it had finished before)."""
+        """A run has finished an epoch (or repeats one that it had finished before), on the node that its result names."""
         run = self._open[name]
+        if (node := result.get("node")) is not None and node != run.node:
+            run.node = node
+            self._tracker.set_tags(name, {"node": node})
         with self._lock:
             if result["epoch"] > run.epoch:
                 run.epoch = result["epoch"]

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a reused actor whose function ends slowly would hang the sweep
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's own snapshots are not used: see `ledger` and `searcher.reconcile`
 }
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the drivers of submitted jobs
 
 
 def prepare_environment() -> None:
@@ -59,7 +60,13 @@ def connect() -> "BaseContext":
     prepare_environment()
     import ray
 
-    options = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    options: dict[str, object] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        options["include_dashboard"] = False
+    elif (
+        _JOB_VARIABLE not in os.environ
+    ):  # a submitted job's own environment says it already, and must not be told twice
+        options["runtime_env"] = {"env_vars": {key: os.environ[key] for key in ENVIRONMENT}}
     try:
         return ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
     except (ConnectionError, RuntimeError, ValueError) as error:

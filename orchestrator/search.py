@@ -113,8 +113,9 @@ def _trainable(
     """One trial in a worker; the objects in `data` and `starts` are references."""
     job = _job(params)
     start = ray.get(starts[job.source]) if job.source in starts else None
+    node = _node_name()
     for result in run_job(job, config, output, ray.get(data[0]), start=start):
-        tune.report(tune_result(result))
+        tune.report(tune_result({**result, "node": node}))
 
 
 def tune_result(result: dict[str, Any]) -> dict[str, Any]:
@@ -225,4 +226,12 @@ def run_jobs(
 def _task(
     job: dict[str, Any], config: SweepConfig, output: str, data: dict[str, Any], test: dict[str, Any] | None
 ) -> Any:
-    yield from run_job(Job(**job), config, output, data, test)
+    node = _node_name()
+    for result in run_job(Job(**job), config, output, data, test):
+        yield {**result, "node": node}
+
+
+def _node_name() -> str:
+    """The name of the node that this process runs on, its address where the cluster gave it none."""
+    own = ray.get_runtime_context().get_node_id()
+    return next((str(node["NodeName"]) for node in ray.nodes() if node["NodeID"] == own), own)

@@ -101,10 +101,13 @@ class TestOneRun:
 
     def test_a_configuration_that_was_edited_later_is_found(self, recorded):
         paths, record = SweepPaths(recorded), run_of(recorded, "finetune")
-        paths.config.write_text(paths.config.read_text().replace("batch_size: 64", "batch_size: 32"))
+        text = paths.config.read_text()
+        paths.config.write_text(
+            text.replace("batch_size: 64", "batch_size: 32").replace("patience: null", "patience: 9")
+        )
         code, _, _ = rerun(recorded, record.name, "--verify")
         assert code == 1
-        assert names(report(recorded, f"{record.name}-1")) == {"training.batch_size"}
+        assert names(report(recorded, f"{record.name}-1")) == {"training.batch_size", "patience"}
 
     def test_another_store_is_refused(self, recorded, monkeypatch):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{recorded}/other.db")

@@ -21,23 +21,11 @@ _RESULTS = ("runs", "mlruns", "mlartifacts", "wandb", "lightning_logs")
 _CACHES = ("__pycache__", "node_modules", "build", "dist", "*.egg-info", "*.pyc")
 _SECRETS = ("*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "auth_token")
 _DATA = (
-    *(
-        "*.parquet",
-        "*.arrow",
-        "*.feather",
-        "*.npy",
-        "*.npz",
-        "*.h5",
-        "*.hdf5",
-        "*.tfrecord",
-        "*-ubyte",
-        "*.db",
-        "*.sqlite",
-    ),
-    *("*.pt", "*.pth", "*.pt2", "*.ckpt", "*.safetensors", "*.onnx", "*.journal", "*.log"),
-    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.bmp", "*.tif", "*.tiff", "*.webp"),
-    *("*.zip", "*.tar", "*.gz", "*.tgz", "*.bz2", "*.xz", "*.zst", "*.7z"),
-)
+    "*.parquet", "*.arrow", "*.feather", "*.npy", "*.npz", "*.h5", "*.hdf5", "*.tfrecord", "*-ubyte", "*.db", "*.sqlite",
+    "*.pt", "*.pth", "*.pt2", "*.ckpt", "*.safetensors", "*.onnx", "*.journal", "*.log",
+    "*.png", "*.jpg", "*.jpeg", "*.gif", "*.bmp", "*.tif", "*.tiff", "*.webp",
+    "*.zip", "*.tar", "*.gz", "*.tgz", "*.bz2", "*.xz", "*.zst", "*.7z",
+)  # fmt: skip
 _BY_NAME = {"results": _RESULTS, "cache": _CACHES, "may be a secret": _SECRETS}
 _BY_FILE_NAME = {"data": _DATA}
 

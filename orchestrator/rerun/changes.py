@@ -51,7 +51,7 @@ def run_changes(saved: SavedModel | None, job: Job, config: SweepConfig, overrid
 
 
 def _trained_with(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("epochs", "training", "method", "model", "factorization", "curve", "distillation")
+    keys = ("epochs", "training", "method", "model", "factorization", "curve", "distillation", "patience")
     return flatten({key: record[key] for key in keys if key in record})
 
 
@@ -66,6 +66,8 @@ def _settings_of(saved: SavedModel, job: Job, config: SweepConfig) -> dict[str, 
     }
     if job.stage in ("trial", "finetune"):
         settings["method"] = as_record(method)
+    if job.stage == "finetune":
+        settings["patience"] = config.finetune.patience
     sections = {
         "factorization": config.factorization,
         "curve": config.curve,
