@@ -1,10 +1,11 @@
 """What does a sweep cost beside its trainings, in time and in the driver's memory?
 
-Trials that only sleep, a second each in two epochs, go through the whole path of a search: Ray Tune on reused workers, the
-default sampler, the scheduler, which judges every trial and spares each so that all last a second, the journal, the table,
-MLflow on SQLite, the live view. Each reports a curve like those of real trials: five cuts at the rung, nine at its end.
-Reported are the wall time from the first trial's beginning to the last one's end over the least possible (all sleep, divided
-by the workers), and the growth of the driver's resident memory per trial, from the first tenth of the trials on.
+Trials that only sleep, a second each by default, in two epochs, go through the whole path of a search: Ray Tune on reused
+workers, the default sampler, the scheduler, which judges every trial and spares each so that all last as long, the journal,
+the table, MLflow on SQLite, the live view. Each reports a curve like those of real trials: five cuts at the rung, nine at
+its end. Reported are the wall time from the first trial's beginning to the last one's end over the least possible (all
+sleep, divided by the workers), the driver's CPU time per trial, and the growth of its resident memory per trial, from the
+first tenth of the trials on.
 
     python benchmarks/overhead.py --json FILE --markdown FILE      # nine minutes
     python benchmarks/overhead.py --trials 100 --profile           # where the driver's time goes
@@ -37,7 +38,6 @@ from search_spaces import find_search_space
 from trainers.config import CurveConfig, DataConfig, ModelConfig, TrainingConfig
 
 EPOCHS = 2
-EPOCH_S = 0.5
 DENSE_MACS, DENSE_PARAMS = 40_000_000, 270_000
 LAYERS = ("conv1", "layer1.conv", "layer2.conv", "fc")
 
@@ -54,7 +54,7 @@ def config_of(num_trials: int, workers: int) -> SweepConfig:
     )
 
 
-def sleeping(params: dict[str, Any]) -> None:
+def sleeping(params: dict[str, Any], trial_s: float) -> None:
     """One trial: sleeps, and reports what a training would."""
     from ray import tune
 
@@ -64,7 +64,7 @@ def sleeping(params: dict[str, Any]) -> None:
     quality = rng.gauss(0, 0.02) - 0.02 * abs(math.log(params["settings"]["learning_rate"] / 1e-3))
     for epoch in range(1, EPOCHS + 1):
         started = time.perf_counter()
-        time.sleep(EPOCH_S)
+        time.sleep(trial_s / EPOCHS)
         slept_s = time.perf_counter() - started  # on a busy machine it wakes late, which is not the search's doing
         cuts = list(_cuts(params["settings"], quality, rng, CurveConfig().num_points // (1 if epoch == EPOCHS else 2)))
         result = {
@@ -112,11 +112,15 @@ def _metrics(own: dict[str, Any]) -> dict[str, float]:
 
 @dataclass
 class Watch:
-    """The driver's memory by the number of ended trials, and when the first trial began and the last one ended."""
+    """The driver's memory by the number of ended trials, when the first trial began and the last one ended, and the
+    driver's CPU time then.
+    """
 
     rss_bytes: dict[int, int] = field(default_factory=dict)
     started_s: float = math.nan
     ended_s: float = math.nan
+    cpu_at_start_s: float = math.nan
+    cpu_at_end_s: float = math.nan
 
 
 class WatchedLedger(Ledger):
@@ -129,11 +133,12 @@ class WatchedLedger(Ledger):
     def reported(self, name: str, result: dict[str, Any]) -> None:
         if math.isnan(self._watch.started_s):  # when it began to train: before that its worker started
             self._watch.started_s = result["ended_at_s"] - result["duration_s"]
+            self._watch.cpu_at_start_s = time.process_time()
         super().reported(name, result)
 
     def ended(self, name: str, error: str | None, *, stopped: bool = False) -> RunRecord:
         record = super().ended(name, error, stopped=stopped)
-        self._watch.ended_s = time.time()
+        self._watch.ended_s, self._watch.cpu_at_end_s = time.time(), time.process_time()
         if len(self.records()) % self._every == 0:
             self._watch.rss_bytes[len(self.records())] = _rss_bytes()
         return record
@@ -143,8 +148,12 @@ def _rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(num_trials: int, workers: int, output: Path, profile: cProfile.Profile | None) -> dict[str, Any]:
-    """Run the search; returns the figures."""
+def measure(
+    num_trials: int, workers: int, trial_s: float, output: Path, profile: cProfile.Profile | None = None
+) -> dict[str, Any]:
+    """Run the search in an empty folder; returns the figures."""
+    from ray import tune
+
     from orchestrator.search import run_trials
     from orchestrator.study import open_study
     from orchestrator.tracking.target import tracking_target
@@ -158,7 +167,8 @@ def measure(num_trials: int, workers: int, output: Path, profile: cProfile.Profi
     study = open_study(paths.study, config.name, config.search.seed, config.search.sampler)
     with (output / "log").open("w") as log, SweepView(Console(file=log), config, 0).showing(ledger), _profiled(profile):
         space = find_search_space(config.search_space)
-        run_trials(sleeping, study, space, num_trials, config, paths, ledger)
+        trainable = tune.with_parameters(sleeping, trial_s=trial_s)
+        run_trials(trainable, study, space, num_trials, config, paths, ledger)
     tracker.close()
     slept_s = sum(record.duration_s or 0.0 for record in ledger.records())
     wall_s = watch.ended_s - watch.started_s
@@ -168,6 +178,7 @@ def measure(num_trials: int, workers: int, output: Path, profile: cProfile.Profi
     return {
         "trials": num_trials,
         "workers": workers,
+        "trial_s": trial_s,
         "complete": states.count("COMPLETE"),
         "stopped": states.count("PRUNED"),
         "study_trials": len(study.get_trials(deepcopy=False)),
@@ -175,6 +186,7 @@ def measure(num_trials: int, workers: int, output: Path, profile: cProfile.Profi
         "wall_s": wall_s,
         "least_s": slept_s / workers,
         "overhead": wall_s / (slept_s / workers) - 1,
+        "driver_cpu_s_per_trial": (watch.cpu_at_end_s - watch.cpu_at_start_s) / num_trials,
         "rss_bytes": watch.rss_bytes,
         "growth_bytes_per_trial": (watch.rss_bytes[counts[-1]] - watch.rss_bytes[first]) / max(1, counts[-1] - first),
     }
@@ -195,7 +207,7 @@ def markdown(found: dict[str, Any]) -> str:
         [
             "# What a search costs beside its trainings",
             "",
-            f"`python benchmarks/overhead.py --trials {found['trials']}`: trials that sleep for {EPOCH_S:g} s an epoch, "
+            f"`python benchmarks/overhead.py --trials {found['trials']}`: trials that sleep for {found['trial_s']:g} s in "
             f"{EPOCHS} epochs, on {found['workers']} workers; {platform.machine()}, {os.cpu_count()} cores, ray "
             f"{version('ray')}. Sampler, scheduler, journal, table, MLflow on SQLite and the live view as by default.",
             "",
@@ -206,6 +218,7 @@ def markdown(found: dict[str, Any]) -> str:
             f"| least possible wall time | {found['least_s']:.1f} s |",
             f"| wall time, without the start of workers | {found['wall_s']:.1f} s |",
             f"| overhead | {100 * found['overhead']:.1f} % |",
+            f"| driver's CPU time | {1000 * found['driver_cpu_s_per_trial']:.0f} ms a trial |",
             f"| growth of the driver's memory | {found['growth_bytes_per_trial'] / 1024:.0f} KiB a trial |",
             "",
         ]
@@ -216,11 +229,12 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--trial-s", type=float, default=1.0, help="seconds that a trial sleeps")
     parser.add_argument("--profile", action="store_true", help="print where the driver's main thread spends its time")
     options = parser.parse_args()
     profile = cProfile.Profile() if options.profile else None
     with tempfile.TemporaryDirectory() as folder, ray_session(ResourcesConfig()):
-        found = measure(options.trials, options.workers, Path(folder), profile)
+        found = measure(options.trials, options.workers, options.trial_s, Path(folder), profile)
     if profile is not None:
         pstats.Stats(profile).sort_stats("cumtime").print_stats(70)
     write(options, found, markdown(found))
