@@ -1,6 +1,5 @@
 """A sweep on a real Ray cluster of several nodes: spread over them, with one that joins and one that dies in the middle."""
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -111,13 +110,13 @@ def runs_of(paths):
 
 def places(paths, stage="trial"):
     """The node that each run of a stage was last seen on, by its name."""
-    with contextlib.suppress(Exception):  # a database that is not there yet
-        return {
-            name: run.data.tags["node"]
-            for name, run in runs_of(paths).items()
-            if run.data.tags["stage"] == stage and "node" in run.data.tags
-        }
-    return {}
+    if not paths.results.exists():  # before that there may be no database yet, and to look for it would make one
+        return {}
+    return {
+        name: run.data.tags["node"]
+        for name, run in runs_of(paths).items()
+        if run.data.tags["stage"] == stage and "node" in run.data.tags
+    }
 
 
 def test_a_sweep_spreads_takes_a_new_node_and_outlives_a_lost_one(cluster, tmp_path):
