@@ -14,10 +14,10 @@ demo: $(READY)
 	$(BIN)/rankfront sweep examples/digits.yaml --output runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not chaos"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not chaos"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -166,12 +166,21 @@ class ResourcesConfig(Section):
     then allows, at most `max_trials_per_gpu`.
 
     `share_stage_one`: networks of stage 1 are taken from, and left for, the other sweeps in the same folder.
+
+    `max_retries`: a run whose worker was lost (killed, preempted, its node gone), or that ran out of memory, is started
+    again from its last checkpoint, at most so many times; any other exception is a bug, and fails the run at once. With
+    `accumulate_when_out_of_memory` each further try puts half as much of a batch into memory at a time and adds the
+    gradients up to the same step: equal but for BatchNorm's statistics and dropout, and so no longer what the settings
+    alone give. `checkpoints`: how many of a run are kept while it trains.
     """
 
     cpus_per_trial: Annotated[int, at_least(1)] = 1
     gpus_per_trial: Annotated[float | Literal["auto"], _WholeRule(_gpus_problem)] = 0.0
     max_trials_per_gpu: Annotated[int, at_least(1)] = 8
     share_stage_one: bool = True
+    max_retries: Annotated[int, at_least(0)] = 2
+    accumulate_when_out_of_memory: bool = False
+    checkpoints: Annotated[int, at_least(1)] = 2
 
     @property
     def gpus(self) -> float:

@@ -1,6 +1,7 @@
 """The runs of a sweep as data: what each one trains, and the function that trains it, on whichever process it lands."""
 
 import json
+import logging
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,8 +12,11 @@ from orchestrator.config import SweepConfig
 from orchestrator.curves import trial_of
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName
+from orchestrator.storage import storage_problem
 from trainers.config import MethodConfig, TrainingConfig, apply_settings, as_record
 from trainers.errors import SweepError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,24 +115,40 @@ def run_job(
     test_arrays: dict[str, Any] | None = None,
     start: bytes | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Train one job and yield a plain dict per epoch; the last one has "error" (a traceback) or "finished".
+    """Train one job and yield a plain dict per epoch; the last one has "finished", "error" (a traceback) or "storage".
 
     Runs in a worker process. An exception becomes the last result, so that a failing run is a result like another and
-    not a crash to be retried. With `test_arrays` the trained model is evaluated on them, once, at the end. A trial starts
-    from the model file with the content `start`; by default it reads that of its source itself.
+    not a crash to be retried; "storage" says that the output directory cannot be written, which is no fault of the run.
+    One that runs out of memory is tried again from its checkpoint, at most `resources.max_retries` times. With
+    `test_arrays` the trained model is evaluated on them, once, at the end. A trial starts from the model file with the
+    content `start`; by default it reads that of its source itself.
     """
-    try:
-        last: dict[str, Any] = {}
-        for last in _epochs(job, config, output, arrays, start):
-            yield last
-        test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
-        yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
-    except Exception:  # noqa: BLE001  # every failure of a training is reported by name, none stops the sweep
-        yield {"error": traceback.format_exc()}
+    from trainers.memory import is_out_of_memory, release_memory
+
+    accumulation, batch_size = 1, job_configs(job, config)[0].batch_size
+    for left in reversed(range(config.resources.max_retries + 1)):
+        try:
+            last: dict[str, Any] = {}
+            for last in _epochs(job, config, output, arrays, start, accumulation):
+                yield last
+            test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
+            yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
+            return
+        except Exception as error:  # noqa: BLE001  # every failure of a training is reported by name, none stops the sweep
+            if (problem := storage_problem(error)) is not None:
+                yield {"storage": problem}
+                return
+            if left == 0 or not is_out_of_memory(error):
+                yield {"error": traceback.format_exc()}
+                return
+            _log.warning("%s ran out of memory and goes on from its checkpoint: %s", job.name, error)
+        release_memory()
+        if config.resources.accumulate_when_out_of_memory and 4 * accumulation <= batch_size:
+            accumulation *= 2
 
 
 def _epochs(
-    job: Job, config: SweepConfig, output: str, arrays: dict[str, Any], start: bytes | None
+    job: Job, config: SweepConfig, output: str, arrays: dict[str, Any], start: bytes | None, accumulation: int
 ) -> Iterator[dict[str, Any]]:
     import torch
 
@@ -144,7 +164,16 @@ def _epochs(
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
     paths = SweepPaths(Path(output))
     latency = read_table(config, paths) if job.stage in ("trial", "finetune") else None
-    setting = recipe.Setting(spec, data, training, config.factorization, _device(config), latency)
+    setting = recipe.Setting(
+        spec,
+        data,
+        training,
+        config.factorization,
+        _device(config),
+        latency,
+        accumulation,
+        config.resources.checkpoints,
+    )
     folder, epochs = paths.run(job.name), job_epochs(job, config)
     source = paths.run(job.source or "") / recipe.MODEL_FILE
     if job.stage == "dense":

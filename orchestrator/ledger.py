@@ -138,13 +138,14 @@ class Ledger:
             bad = sorted(key for key, value in run.metrics.items() if not np.isfinite(value))
             error = f"NonFiniteError: metrics must be finite, but {', '.join(bad)} is not"
         record = self._record_of(run, "FAIL" if error else "PRUNED" if stopped else "COMPLETE", error)
-        self._end_in_mlflow(record)  # before the table: a run that is in it has told MLflow all
+        # before the table: a run that is in it has told MLflow all
+        if record.stage == "trial" and not self._alone:
+            self._progress(record)
+        self._end_in_mlflow(record)
         with self._lock:
             del self._open[name]
             self._records[name] = record
         self.save()
-        if record.stage == "trial" and not self._alone:
-            self._progress(record)
         if record.state == "PRUNED":  # it never goes on, and weights with their optimizer's state fill disks
             remove_checkpoints(self._paths.run(name) / CHECKPOINT_FILE)
         return record
@@ -179,12 +180,13 @@ class Ledger:
         self._tracker.end_run(record.name, "FAILED" if record.state == "FAIL" else "FINISHED")
 
     def _progress(self, trial: RunRecord) -> None:
-        """Tell the parent run how far the front has come with this trial."""
+        """Tell the parent run how far the front has come with this trial, which is not in the table yet."""
         self._front = front_of([*self._front, *candidates([trial])])
         if self._front:
             best = max(accuracy_of(point) or 0.0 for point in self._front)
             values = {"hypervolume": front_hypervolume(self._front), "front_size": len(self._front), "best_score": best}
-            self._tracker.log_metrics(PARENT, values, len(self.records("trial")), trial.ended_at_s or time.time())
+            step = 1 + len(self.records("trial"))
+            self._tracker.log_metrics(PARENT, values, step, trial.ended_at_s or time.time())
 
     def _record_of(self, run: OpenRun, state: State, error: str | None) -> RunRecord:
         job, metrics = run.job, run.metrics

@@ -4,15 +4,18 @@ import fcntl
 import json
 import os
 import platform
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from orchestrator.config import SweepConfig, dump_config, load_config
 from orchestrator.paths import SweepPaths
-from trainers.atomic import atomic_file
+from trainers.atomic import atomic_file, leftovers, remove_leftovers
 from trainers.config import as_record
 from trainers.errors import SweepError
 
@@ -29,6 +32,7 @@ def claimed(paths: SweepPaths, config: SweepConfig) -> Iterator[None]:
         raise SweepError(f"the output directory must be writable, but: {error}; use another --output") from error
     with locked(paths):
         require_ours_or_empty(paths, config)
+        remove_leftovers(paths.root)
         write_text(paths.config, dump_config(config))
         yield
 
@@ -59,7 +63,9 @@ def require_ours_or_empty(paths: SweepPaths, config: SweepConfig) -> None:
             raise SweepError(
                 f"{paths.root} holds a sweep of another configuration ({'; '.join(changed)}); use another --output"
             )
-    elif paths.root.exists() and (not paths.root.is_dir() or set(paths.root.iterdir()) - {paths.lock}):
+    elif paths.root.exists() and (
+        not paths.root.is_dir() or set(paths.root.iterdir()) - {paths.lock, *leftovers(paths.root)}
+    ):
         raise SweepError(f"{paths.root} must be empty or hold a sweep, but holds other files; use another --output")
 
 
@@ -67,11 +73,17 @@ def _take(file: TextIO, paths: SweepPaths) -> None:
     """Lock the open lock file; the lock goes with the process, however it ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.seek(0)
         owner = file.read().strip() or "another process"
+        age = timedelta(seconds=max(0, round(time.time() - os.fstat(file.fileno()).st_mtime)))
         raise SweepError(
-            f"{paths.root} is in use by a sweep ({owner}); wait for it, or use another --output"
+            f"{paths.root} is in use by a sweep ({owner}, for {age} h); wait for it, or use another --output"
+        ) from error
+    except OSError as error:
+        raise SweepError(
+            f"{paths.root} must be on storage that can be locked, so that no two drivers write to it, but: {error}; use "
+            "another --output"
         ) from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -105,20 +117,41 @@ def _fixed_settings(config: SweepConfig) -> dict[str, object]:
     }
 
 
-def read_state(paths: SweepPaths) -> dict[str, str]:
-    """Return the sweep's identity, a new one where there is none: "sweep_id" and "store", the key of its MLflow store."""
+@dataclass(frozen=True)
+class SweepState:
+    """What one start of a sweep tells the next.
+
+    `sweep_id`: its identity. `store`: the key of its MLflow store. `finished`: the last start ended with nothing left to do.
+    `search_over`: the settings of when to end with which the search was over, though it has fewer trials than they allow.
+    `finetuning`: the candidates that `rankfront finetune` is at, and how often each: {"names", "repeats"}.
+    """
+
+    sweep_id: str
+    store: str = ""
+    finished: bool = False
+    search_over: dict[str, Any] | None = None
+    finetuning: dict[str, Any] | None = None
+
+
+def read_state(paths: SweepPaths) -> SweepState:
+    """Return the sweep's state, with a new identity where there is none."""
     try:
         if not paths.state.exists():
-            return {"sweep_id": uuid.uuid4().hex, "store": ""}
-        state: dict[str, str] = json.loads(paths.state.read_text())
-        return {key: state[key] for key in ("sweep_id", "store")}
+            return SweepState(uuid.uuid4().hex)
+        found: dict[str, Any] = json.loads(paths.state.read_text())
+        return SweepState(**found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepError(f"{paths.state} must be readable JSON, but: {error}; use another --output") from error
 
 
-def write_state(paths: SweepPaths, state: dict[str, str]) -> None:
-    """Keep the sweep's identity for the next start."""
-    write_text(paths.state, json.dumps(state, indent=2) + "\n")
+def write_state(paths: SweepPaths, state: SweepState) -> None:
+    """Keep the sweep's state for the next start."""
+    write_text(paths.state, json.dumps(asdict(state), indent=2) + "\n")
+
+
+def change_state(paths: SweepPaths, **changes: Any) -> None:
+    """Replace fields of the sweep's state."""
+    write_state(paths, replace(read_state(paths), **changes))
 
 
 def write_text(path: Path, text: str) -> None:

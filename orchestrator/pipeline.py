@@ -7,8 +7,8 @@ was cut off goes on from its checkpoint.
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,16 +25,26 @@ from orchestrator.front import SweepFront, sweep_front
 from orchestrator.jobs import dense_job, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
 from orchestrator.models import log_finalists
-from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
+from orchestrator.output import (
+    change_state,
+    claimed,
+    flat_settings,
+    read_state,
+    require_ours_or_empty,
+    write_state,
+    write_text,
+)
 from orchestrator.paths import SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
 from orchestrator.provenance import environment, environment_tags, with_data
 from orchestrator.publish import publish, publish_report
 from orchestrator.ray_session import prepare_environment, ray_session
 from orchestrator.records import RunRecord, read_records
+from orchestrator.storage import storage_errors
 from orchestrator.sync import opened_tracker
 from orchestrator.tracking.spool import PARENT
 from search_spaces import find_search_space
+from trainers.config import as_record
 from trainers.cost import Cost
 from trainers.data import load_test, load_train_validation
 from trainers.errors import SweepError
@@ -53,13 +63,14 @@ def run_sweep(config: SweepConfig, output: Path, console: Console, rerun_of: str
     `rerun_of`: the MLflow run of the sweep that this one repeats, a tag of its parent run.
 
     Raises ConfigError, DataError or SweepError before anything is trained or written where a rule is broken, SweepError
-    where stage 1, every trial or a run of the final stage fails, and KeyboardInterrupt after leaving all in order.
+    where stage 1, every trial or a run of the final stage fails, StorageError where the output directory is full or cannot
+    be written, and KeyboardInterrupt after leaving all in order.
     """
     prepare_environment()
     paths = SweepPaths(output.expanduser().absolute())
     require_ours_or_empty(paths, config)
-    plan = plan_sweep(config)
-    with claimed(paths, config):
+    plan = plan_sweep(config, begun=paths.study.exists())
+    with storage_errors(paths.root), claimed(paths, config):
         return _run(config, paths, plan, console, rerun_of)
 
 
@@ -72,11 +83,11 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
     study = _open_study(config, paths, [record for record in records if record.stage == "trial"])
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     state = read_state(paths)
-    tracker = Tracker(target, state["sweep_id"], paths.root, paths.tracking)
+    tracker = Tracker(target, state.sweep_id, paths.root, paths.tracking)
     ledger = Ledger(config, paths, tracker, records)
     try:
         with _concluding(ledger, config, paths, tracker, study):
-            write_state(paths, {**state, "store": target.key})
+            write_state(paths, replace(state, store=target.key, finished=False))
             write_text(paths.layers, json.dumps([asdict(layer) for layer in plan.layers], indent=2) + "\n")
             _describe(config, paths, plan, tracker, rerun_of)
             write_table(config, plan, paths)
@@ -85,6 +96,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
             with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
                 _run_stages(config, paths, plan, ledger, study)
             _log_models(ledger, config, paths, plan.data, tracker)
+        change_state(paths, finished=True)
     finally:
         tracker.close()
     return sweep_front(ledger.records())
@@ -94,7 +106,7 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
     """Fine-tune more of a sweep's candidates, each `repeats` times (None: as the sweep says); returns the front with them.
 
     What is fine-tuned already stays, and is not run again. Raises SweepError, before anything is trained, where there is no
-    finished search in `directory` or nothing to choose, and where a run fails.
+    finished search in `directory` or nothing to choose, where a run fails, and StorageError as `run_sweep` does.
     """
     import ray
 
@@ -104,11 +116,13 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
 
     prepare_environment()
     paths = SweepPaths(directory.expanduser().absolute())
-    with opened_tracker(paths) as tracker:
+    with storage_errors(paths.root), opened_tracker(paths) as tracker:
         config, records = load_config(paths.config), read_records(paths.results)
         picks = choice.of(records, config)
         images = load_train_validation(config.data)
         ledger = Ledger(config, paths, tracker, records)
+        repeats = repeats or config.finetune.repeats
+        change_state(paths, finetuning={"names": [pick.name for pick in picks], "repeats": repeats})
         tracker.start_run(PARENT, "sweep", {}, {})
         with _concluding(ledger, config, paths, tracker):
             view = SweepView(console, config, 0)
@@ -116,8 +130,9 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
                 data = ray.put(images.arrays())
                 starts = probe_search_space(find_search_space(config.search_space))
                 measured = with_measured_share(config, starts, data)
-                _finetune(picks, repeats or config.finetune.repeats, measured, paths, images, data, ledger)
+                _finetune(picks, repeats, measured, paths, images, data, ledger)
             _log_models(ledger, config, paths, images, tracker)
+        change_state(paths, finetuning=None)
     return sweep_front(ledger.records())
 
 
@@ -134,15 +149,21 @@ def _concluding(
         status = "KILLED"
         raise
     finally:
-        ledger.interrupted()
-        tracker.end_run(PARENT, status)  # before all that can fail or take long: MLflow takes records of ended runs
-        if study is not None:
-            from orchestrator.study import close_running
+        with ExitStack() as steps:  # the last one first, and each whatever those before it met: a full disk, say
+            if status == "FINISHED" and config.tracking.log_report:
+                steps.callback(publish_report, paths, tracker)
+            steps.callback(publish, ledger, config, paths, tracker)
+            if study is not None:
+                steps.callback(_close_running, study, ledger)
+            # before all that can fail or take long: MLflow takes records of ended runs
+            steps.callback(tracker.end_run, PARENT, status)
+            steps.callback(ledger.interrupted)
 
-            close_running(study, {record.name: record for record in ledger.records("trial")})
-        publish(ledger, config, paths, tracker)
-        if status == "FINISHED" and config.tracking.log_report:
-            publish_report(paths, tracker)
+
+def _close_running(study: "Study", ledger: Ledger) -> None:
+    from orchestrator.study import close_running
+
+    close_running(study, {record.name: record for record in ledger.records("trial")})
 
 
 def _log_models(ledger: Ledger, config: SweepConfig, paths: SweepPaths, data: "ImageData", tracker: "Tracker") -> None:
@@ -190,8 +211,12 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     run_jobs([pretrain_job(start) for start in plan.starts], config, paths, data, ledger)
     _require_complete(ledger.records("pretrain"))
     missing = config.search.num_trials - len(ledger.records("trial"))
-    if missing > 0:
+    ends = {"num_trials": config.search.num_trials, "stop": as_record(config.stop)}
+    if (
+        missing > 0 and read_state(paths).search_over != ends
+    ):  # else a stop rule had ended it: `hours` are not counted anew
         run_search(study, find_search_space(config.search_space), missing, config, paths, data, ledger)
+        change_state(paths, search_over=ends)
     trials = ledger.records("trial")
     picks = pick_finalists(trials, config.finetune, config.search.constraints)
     if not picks:

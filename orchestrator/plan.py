@@ -1,7 +1,7 @@
 """What a configuration leads to, found out before anything is trained or written."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -29,10 +29,11 @@ class SweepPlan:
     layers: list[LayerReport]
 
 
-def plan_sweep(config: SweepConfig) -> SweepPlan:
+def plan_sweep(config: SweepConfig, *, begun: bool = False) -> SweepPlan:
     """Read and check what the configuration names: search space, data, and that the model takes the data.
 
-    Trains nothing. Raises ConfigError or DataError.
+    Of a sweep that has `begun`, what it took from an earlier one is in its study. Trains nothing. Raises ConfigError or
+    DataError.
     """
     from orchestrator.added_trials import check_search
     from orchestrator.choices import probe_search_space
@@ -40,7 +41,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     _require_gpu(config)
     space = find_search_space(config.search_space)
     starts = probe_search_space(space)
-    check_search(config.resolved_search, space)
+    check_search(replace(config.resolved_search, warm_start=None) if begun else config.resolved_search, space)
     check_test_split(config.data)
     data = load_train_validation(config.data)
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)

@@ -14,63 +14,56 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-_SEEDS = 2**32
 # Optuna's 50 would leave most sweeps random: 16 did as well over 300 trials, and starts to select after 16
 _POPULATION = 16
 
 
-def _tpe(seed: int, drawn: int) -> "BaseSampler":
+def _tpe(seed: int) -> "BaseSampler":
     """Tree-structured Parzen estimators over groups of parameters that occur together; running trials count as bad."""
     from optuna.samplers import TPESampler
 
     from orchestrator.startup import RandomFirst
 
-    fresh = _fresh(seed, drawn)
-    return RandomFirst(TPESampler(seed=fresh, multivariate=True, group=True, constant_liar=True), fresh)
+    return RandomFirst(TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True), seed)
 
 
-def _nsga2(seed: int, drawn: int) -> "BaseSampler":
+def _nsga2(seed: int) -> "BaseSampler":
     """The genetic algorithm of Deb et al. (2002): cheap, and better than chance after several populations."""
     from optuna.samplers import NSGAIISampler
 
-    return NSGAIISampler(seed=_fresh(seed, drawn), population_size=_POPULATION)
+    return NSGAIISampler(seed=seed, population_size=_POPULATION)
 
 
-def _gp(seed: int, drawn: int) -> "BaseSampler":
+def _gp(seed: int) -> "BaseSampler":
     """Optuna's Gaussian process (expected hypervolume improvement) for what every trial suggests, TPE for the rest."""
     from optuna.samplers import GPSampler, TPESampler
 
     from orchestrator.startup import RandomFirst
 
-    fresh = _fresh(seed, drawn)
-    conditional = TPESampler(seed=fresh, multivariate=False)
-    return RandomFirst(GPSampler(seed=fresh, independent_sampler=conditional, warn_independent_sampling=False), fresh)
+    conditional = TPESampler(seed=seed, multivariate=False)
+    return RandomFirst(GPSampler(seed=seed, independent_sampler=conditional, warn_independent_sampling=False), seed)
 
 
-def _qmc(seed: int, drawn: int) -> "BaseSampler":
+def _qmc(seed: int) -> "BaseSampler":
     """A scrambled Sobol sequence over the parameters of the first trial, random for the rest.
 
-    The study remembers how far the sequence is, so its seed stays when a sweep goes on.
+    The study remembers how far the sequence is.
     """
     from optuna.samplers import QMCSampler, RandomSampler
 
     # says for each of the first trials that conditional parameters are drawn at random: known, see above
     logging.getLogger("optuna.samplers._qmc").setLevel(logging.ERROR)
-    rest = RandomSampler(seed=_fresh(seed, drawn))
+    rest = RandomSampler(seed=seed)
     return QMCSampler(seed=seed, scramble=True, independent_sampler=rest, warn_independent_sampling=False)
 
 
-def _random(seed: int, drawn: int) -> "BaseSampler":
+def _random(seed: int) -> "BaseSampler":
     from optuna.samplers import RandomSampler
 
-    return RandomSampler(seed=_fresh(seed, drawn))
+    return RandomSampler(seed=seed)
 
 
-def _fresh(seed: int, drawn: int) -> int:
-    return (seed + drawn) % _SEEDS
-
-
-SAMPLERS: "dict[str, Callable[[int, int], BaseSampler]]" = {
+SAMPLERS: "dict[str, Callable[[int], BaseSampler]]" = {
     "tpe": _tpe,
     "nsga2": _nsga2,
     "gp": _gp,
@@ -79,12 +72,15 @@ SAMPLERS: "dict[str, Callable[[int, int], BaseSampler]]" = {
 }
 
 
-def make_sampler(name: str, seed: int, drawn: int = 0) -> "BaseSampler":
-    """Return a new sampler of SAMPLERS. `drawn` is the number of trials that the study has: the same seed on a study that
-    goes on would draw its first points again. Raises KeyError for a name that is not in SAMPLERS.
+def make_sampler(name: str, seed: int) -> "BaseSampler":
+    """Return a new sampler of SAMPLERS, whose draws for a trial follow from the seed and the study alone (`Repeatable`).
+
+    Raises KeyError for a name that is not in SAMPLERS.
     """
     from optuna.exceptions import ExperimentalWarning
 
+    from orchestrator.repeatable import Repeatable
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # TPE's groups and QMC: in Optuna since 2.8 and 3.0
-        return SAMPLERS[name](seed, drawn)
+        return Repeatable(SAMPLERS[name](seed), seed)

@@ -1,10 +1,11 @@
 """The two ways in which runs are spread over a Ray cluster: a search by Ray Tune, and a fixed list of jobs as Ray tasks.
 
 Both send each epoch's result to the ledger as it comes, and both start a run again, from its checkpoint, whose worker
-was lost.
+was lost, at most `resources.max_retries` times. Both raise StorageError where a worker could not write.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,13 @@ from orchestrator.paths import SweepPaths
 from orchestrator.scheduler import make_scheduler, rung_points
 from orchestrator.searcher import StudySearcher
 from orchestrator.stop_rules import stop_reason
+from trainers.errors import StorageError
 from trainers.recipe import MODEL_FILE
 
 if TYPE_CHECKING:
     import optuna
 
     from search_spaces import SearchSpace
-
-_MAX_LOST_WORKERS = 2
 
 
 def run_search(
@@ -93,8 +93,8 @@ def run_trials(
             run_config=tune.RunConfig(
                 name=config.name,
                 storage_path=str(paths.tune),
-                callbacks=[_LedgerCallback(ledger, searcher, background)],
-                failure_config=tune.FailureConfig(max_failures=_MAX_LOST_WORKERS),
+                callbacks=[_LedgerCallback(ledger, searcher, background, config.resources.max_retries)],
+                failure_config=tune.FailureConfig(max_failures=config.resources.max_retries),
                 verbose=0,
             ),
         )
@@ -130,7 +130,7 @@ def tune_result(result: dict[str, Any]) -> dict[str, Any]:
         **seen,
         "points": rung_points(result),
         "report": [result],
-        "done": "finished" in result or "error" in result,
+        "done": not {"finished", "error", "storage"}.isdisjoint(result),
     }
 
 
@@ -140,8 +140,9 @@ class _LedgerCallback(tune.Callback):
     A trial whose last result does not say "finished" was stopped by the scheduler.
     """
 
-    def __init__(self, ledger: Ledger, searcher: StudySearcher, background: Background) -> None:
+    def __init__(self, ledger: Ledger, searcher: StudySearcher, background: Background, max_retries: int) -> None:
         self._ledger, self._searcher, self._background = ledger, searcher, background
+        self._max_retries = max_retries
         self._errors: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -155,6 +156,7 @@ class _LedgerCallback(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         (report,) = result.pop("report")  # Tune would keep it
+        _require_storage(report)
         if "error" in report:
             self._errors[trial.trial_id] = report["error"]
         else:
@@ -168,7 +170,7 @@ class _LedgerCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = trial.get_pickled_error() or "no reason given"
-        self._background.submit(self._end, trial, f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {reason}")
+        self._background.submit(self._end, trial, _lost(self._max_retries + 1, reason))
 
     def _started(self, params: dict[str, Any]) -> None:
         self._ledger.started(_job(params))
@@ -194,12 +196,13 @@ def run_jobs(
     task = ray.remote(
         num_cpus=config.resources.cpus_per_trial,
         num_gpus=config.resources.gpus,
-        max_retries=_MAX_LOST_WORKERS,
+        max_retries=0,  # Ray's own have no limit for workers that it kills for lack of memory
         num_returns="streaming",
     )(_task)
     waiting = [job for job in jobs if (record := ledger.record(job.name)) is None or record.state != "COMPLETE"]
     running: dict[Any, Job] = {}  # Ray's stream of results -> the job it comes from
     errors: dict[str, str] = {}
+    num_lost: Counter[str] = Counter()
     while waiting or running:
         while waiting and len(running) < config.search.max_concurrent:
             job = waiting.pop(0)
@@ -213,14 +216,31 @@ def run_jobs(
         except StopIteration:
             del running[stream]
             ledger.ended(job.name, errors.pop(job.name, None))
+        except ray.exceptions.RayTaskError as error:  # it has raised something, which is no lost worker
+            del running[stream]
+            ledger.ended(job.name, str(error))
         except ray.exceptions.RayError as error:
             del running[stream]
-            ledger.ended(job.name, f"the worker was lost {_MAX_LOST_WORKERS + 1} times: {error}")
+            num_lost[job.name] += 1
+            if num_lost[job.name] <= config.resources.max_retries:
+                waiting.insert(0, job)
+            else:
+                ledger.ended(job.name, _lost(num_lost[job.name], error))
         else:
+            _require_storage(result)
             if "error" in result:
                 errors[job.name] = result["error"]
             else:
                 ledger.reported(job.name, result)
+
+
+def _require_storage(result: dict[str, Any]) -> None:
+    if "storage" in result:
+        raise StorageError(result["storage"])
+
+
+def _lost(times: int, reason: object) -> str:
+    return f"the worker was lost {times} times: {reason}"
 
 
 def _task(

@@ -125,9 +125,9 @@ class StudySearcher(Searcher):
                 self._study.tell(trial.number, state=TrialState.FAIL)
             else:
                 if RUN not in trial.user_attrs:  # else it was cut off: it goes on as it began
-                    trial.set_user_attr(RUN, name_of(trial.number))
                     if (source := self._source(settings)) is not None:
                         trial.set_user_attr(START, source)
+                    trial.set_user_attr(RUN, name_of(trial.number))  # last: with it the proposal is whole
                 attributes = trial.user_attrs
                 return _Proposal(trial.number, attributes[RUN], settings, attributes.get(START))
         raise SweepError(f"the search space must return settings, but refused {_MAX_REFUSALS} draws: {refusal}")

@@ -44,14 +44,14 @@ _log = logging.getLogger(__name__)
 def open_study(
     journal: Path, name: str, seed: int, sampler: str = "tpe", constraints: ConstraintsConfig | None = None
 ) -> optuna.Study:
-    """Open the journal's study, or create it, with a sampler of SAMPLERS seeded for the trials that are there.
+    """Open the journal's study, or create it, with a sampler of SAMPLERS.
 
     The constraints are kept in the study, so that all that is told and added obeys the same; None leaves them as they are.
     """
     drop_torn_line(journal)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
-    study.sampler = make_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
+    study.sampler = make_sampler(sampler, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(OBJECTIVES))
@@ -92,23 +92,18 @@ def constraints_of(study: optuna.Study) -> ConstraintsConfig:
 def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
     """Bring a study that was cut off in line with the table: no trial stays RUNNING, and none is lost.
 
-    A trial whose run has ended is told its result; one whose run has not is closed and enqueued again with its
-    parameters and its run's name, so that it goes on from its checkpoint.
+    A trial whose run has ended is told its result; one whose run has not waits to be taken up, as the same trial, with its
+    parameters, from its run's checkpoint. One that has ended here and is not in the table is enqueued again.
     """
+    close_running(study, records)
     trials = [trial for trial in study.get_trials(deepcopy=False) if ADDED not in trial.user_attrs]
-    waiting = {run_name(trial) for trial in trials if trial.state == TrialState.WAITING}
+    there = {run_name(trial) for trial in trials if trial.state == TrialState.WAITING} | records.keys()
     complete = {run_name(trial) for trial in trials if trial.state == TrialState.COMPLETE}
-    enqueued: set[str] = set()
     for trial in trials:
         name = run_name(trial)
-        record = records.get(name)
-        if trial.state == TrialState.RUNNING:
-            tell(study, trial.number, record)
-        # a point of the user's own that was cut off before all of it was suggested is still to be tried
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        cut_off = record is None and trial.state != TrialState.WAITING and params and REFUSED not in trial.user_attrs
-        if cut_off and name not in waiting | enqueued:
-            enqueued.add(name)
+        if name not in there and params and REFUSED not in trial.user_attrs:
+            there.add(name)
             start = {START: trial.user_attrs[START]} if START in trial.user_attrs else {}
             study.enqueue_trial(params, user_attrs={RUN: name, **start})
     if lost := complete - records.keys():
@@ -116,12 +111,15 @@ def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
 
 
 def close_running(study: optuna.Study, records: dict[str, RunRecord]) -> None:
-    """Tell every trial that is RUNNING its result, if its run has ended, else FAIL, also where it was never started.
-
-    `reconcile` takes the latter up again when the sweep goes on.
+    """Leave no trial RUNNING: one whose run has ended is told its result, one that the search space refused has failed, and
+    any other waits to be taken up again, whether it was started or only asked for.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        tell(study, trial.number, records.get(run_name(trial)))
+        record = records.get(run_name(trial))
+        if record is not None or REFUSED in trial.user_attrs:
+            tell(study, trial.number, record)
+        else:
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:

@@ -81,9 +81,9 @@ def recorded_store(paths: SweepPaths, name: str) -> "tuple[str, TrackingTarget]"
         raise SweepError(_NO_SWEEP.format(paths.root))
     state = read_state(paths)
     target = tracking_target(name, paths.mlflow_db, paths.mlflow_artifacts)
-    if target.key != state["store"]:
+    if target.key != state.store:
         raise SweepError(
-            f"MLFLOW_TRACKING_URI must be the sweep's store {state['store']!r}, but is {target.key!r}; "
-            f"{'unset it' if state['store'] == 'mlflow.db' else 'set it to that'}"
+            f"MLFLOW_TRACKING_URI must be the sweep's store {state.store!r}, but is {target.key!r}; "
+            f"{'unset it' if state.store == 'mlflow.db' else 'set it to that'}"
         )
-    return state["sweep_id"], target
+    return state.sweep_id, target

@@ -5,6 +5,7 @@ import os
 import sys
 
 from orchestrator.paths import SweepPaths
+from orchestrator.tracking.relocation import follow_move
 from orchestrator.tracking.target import redacted, tracking_uri
 from trainers.errors import SweepError
 
@@ -24,8 +25,10 @@ def mlflow_command(paths: SweepPaths, port: int) -> tuple[list[str], dict[str, s
     Raises SweepError where the directory holds no store.
     """
     uri = tracking_uri() or f"sqlite:///{paths.mlflow_db}"
-    if uri.endswith(str(paths.mlflow_db)) and not paths.mlflow_db.exists():
-        raise SweepError(f"{paths.root} must hold a sweep recorded in mlflow.db, but does not")
+    if uri.endswith(str(paths.mlflow_db)):
+        if not paths.mlflow_db.exists():
+            raise SweepError(f"{paths.root} must hold a sweep recorded in mlflow.db, but does not")
+        follow_move(paths.mlflow_db, paths.mlflow_artifacts.as_uri())
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return command, {"MLFLOW_BACKEND_STORE_URI": uri}
 

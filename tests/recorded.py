@@ -1,6 +1,7 @@
 """A finished sweep in seconds: every run trained and written down in this process, without Ray and without a search."""
 
 import json
+from dataclasses import replace
 
 from orchestrator.config import dump_config
 from orchestrator.finalists import pick_finalists
@@ -20,8 +21,8 @@ def open_tracker(config, paths):
     """The tracker of a sweep in `paths`, as the pipeline opens it."""
     target = tracking_target(config.name, paths.mlflow_db, paths.mlflow_artifacts)
     state = read_state(paths)
-    write_state(paths, {**state, "store": target.key})
-    return Tracker(target, state["sweep_id"], paths.root, paths.tracking)
+    write_state(paths, replace(state, store=target.key))
+    return Tracker(target, state.sweep_id, paths.root, paths.tracking)
 
 
 def record_sweep(config, output, choices):

@@ -82,35 +82,58 @@ def wait_until_ready(process, url, log):
     raise AssertionError(f"{url} did not answer within {LIMIT_S} s:\n{log.read_text()}")
 
 
+class Postgres:
+    """An empty PostgreSQL of our own; `uri` has its password in it. Skips where PostgreSQL is not installed."""
+
+    def __init__(self):
+        found = [
+            Path(name).parent for name in (shutil.which("initdb"), *glob("/usr/lib/postgresql/*/bin/initdb")) if name
+        ]
+        if not found:
+            pytest.skip("needs PostgreSQL's initdb and pg_ctl")
+        as_user = ["runuser", "-u", "nobody", "--"] if os.geteuid() == 0 else []  # PostgreSQL refuses to run as root
+        if as_user and shutil.which("runuser") is None:
+            pytest.skip("needs runuser, for PostgreSQL does not run as root")
+        self._folder = Path(
+            tempfile.mkdtemp(prefix="pg-", dir="/tmp")
+        )  # short, and open to its user: not below pytest's
+        self._port, password = free_port(), secrets.token_hex(16)
+        self.uri = f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{self._port}/postgres"
+        (self._folder / "password").write_text(password)
+        if as_user:
+            shutil.chown(self._folder, "nobody")
+            shutil.chown(self._folder / "password", "nobody")
+        self._data = self._folder / "data"
+        initdb = [found[-1] / "initdb", "-D", self._data, "-U", "mlflow", "--auth=scram-sha-256"]
+        self._control = [*as_user, found[-1] / "pg_ctl", "-D", self._data, "-w", "-l", self._folder / "log"]
+        quietly([*as_user, *initdb, "--pwfile", self._folder / "password", "--no-sync"], self._folder)
+
+    def start(self):
+        options = (
+            f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder} -c fsync=off"
+        )
+        quietly([*self._control, "-o", options, "start"], self._folder)
+
+    def kill(self):
+        """As the kernel does when memory is short; the server's other processes end with their first."""
+        os.kill(int((self._data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+
+    def close(self):
+        try:
+            quietly([*self._control, "-m", "immediate", "stop"], self._folder)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
 @contextmanager
 def postgres():
-    """An empty PostgreSQL of our own; yields its URI, password included. Skips where PostgreSQL is not installed."""
-    binaries = [
-        Path(name).parent for name in (shutil.which("initdb"), *glob("/usr/lib/postgresql/*/bin/initdb")) if name
-    ]
-    if not binaries:
-        pytest.skip("needs PostgreSQL's initdb and pg_ctl")
-    as_user = ["runuser", "-u", "nobody", "--"] if os.geteuid() == 0 else []  # PostgreSQL refuses to run as root
-    if as_user and shutil.which("runuser") is None:
-        pytest.skip("needs runuser, for PostgreSQL does not run as root")
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # short, and open to its user: not below pytest's own
-    port, password = free_port(), secrets.token_hex(16)
+    """A running `Postgres`; yields its URI."""
+    server = Postgres()
+    server.start()
     try:
-        (folder / "password").write_text(password)
-        if as_user:
-            shutil.chown(folder, "nobody")
-            shutil.chown(folder / "password", "nobody")
-        initdb = [binaries[-1] / "initdb", "-D", folder / "data", "-U", "mlflow", "--auth=scram-sha-256"]
-        control = [*as_user, binaries[-1] / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log"]
-        quietly([*as_user, *initdb, "--pwfile", folder / "password", "--no-sync"], folder)
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-        quietly([*control, "-o", options, "start"], folder)
-        try:
-            yield f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres"
-        finally:
-            quietly([*control, "-m", "immediate", "stop"], folder)
+        yield server.uri
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        server.close()
 
 
 def quietly(command, cwd):

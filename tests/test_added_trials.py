@@ -75,8 +75,8 @@ class TestCurve:
         resumed = StudySearcher(again, two_rules)
         assert [resumed.suggest(key) for key in "de"] == cut_off
         new = [resumed.suggest(key) for key in "fg"]
-        assert [suggestion["name"] for suggestion in new] == ["trial-0007", "trial-0008"]
-        assert [suggestion["number"] for suggestion in new] == [7, 8]
+        assert [suggestion["name"] for suggestion in new] == ["trial-0005", "trial-0006"]
+        assert [suggestion["number"] for suggestion in new] == [5, 6]
         assert sum("added" in trial.user_attrs for trial in again.trials) == 2
 
     def test_the_curve_of_a_trial_that_was_taken_up_again_is_found_by_its_first_number(self, tmp_path):

@@ -102,7 +102,9 @@ def mid_search(output):
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "ending", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "ending",
+    # test_chaos kills a driver too
+    [signal.SIGTERM, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (signal.SIGKILL, signal.SIGINT))],
 )
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, tmp_path, ending):
     output = tmp_path / "out"
@@ -120,12 +122,12 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, tmp_path, ending):
         assert code == -signal.SIGKILL
     else:
         assert code == 130, printed
-        assert f"Go on with:\n  rankfront sweep {config} --output {output}" in printed
+        assert f"Go on with:\n  rankfront resume {output}" in printed
         assert "Traceback" not in printed
     ended = {record.name: record for record in read_records(SweepPaths(output).results)}
     finished_files = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/model.pt")}
 
-    done = rankfront("sweep", config, "--output", output)
+    done = rankfront("resume", output)
     assert done.returncode == 0, done.stderr
     records = {record.name: record for record in read_records(SweepPaths(output).results)}
     trials = [name for name, record in records.items() if record.stage == "trial"]

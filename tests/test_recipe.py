@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainers.checkpoint import write_payload
+from trainers.checkpoint import read_payload, write_payload
 from trainers.config import FactorizationConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.cost import measure_cost
 from trainers.data import DataConfig, load_test
@@ -175,6 +175,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(setting, tmp_pat
     assert [file.name for file in (tmp_path / "cut").iterdir()] == ["model.pt"]
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_checkpoints_are_kept_and_the_latest_good_one_is_read(setting, tmp_path, keep):
+    longer = replace(setting, training=replace(setting.training, pretrain_epochs=6), checkpoints=keep)
+    generator = pretrain(longer, METHOD, tmp_path)
+    for _ in range(5):
+        next(generator)
+    generator.close()
+    (tmp_path / ".checkpoint.pt.1234.partial").write_bytes(b"of a process that was killed")
+    places = [tmp_path / name for name in ("checkpoint.pt", "checkpoint.before.pt", "checkpoint.before2.pt")[:keep]]
+    assert sorted(tmp_path.glob("checkpoint*")) == sorted(places)
+    assert [len(read_payload(place, "checkpoint")["history"]) for place in places] == [5, 4, 3][:keep]
+    for place in places[:-1]:
+        place.write_bytes(place.read_bytes()[:1000])
+    resumed = list(pretrain(replace(longer, checkpoints=1), METHOD, tmp_path))
+    assert sum(result.replayed for result in resumed) == 6 - keep
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
 @pytest.mark.parametrize("name", ["dense", "pretrain"])
 def test_a_loss_that_is_not_finite_ends_the_training_by_name(setting, tmp_path, name):
     hot = replace(setting, training=replace(setting.training, learning_rate=1e30, dtype="float32"))
@@ -278,3 +296,20 @@ def test_fine_tuning_that_does_not_get_better_ends_early_also_when_it_was_cut_of
     assert metrics(list(tune("cut", patience=2))) == metrics(whole)
     assert [result.replayed for result in tune("cut", patience=2)] == [True] * 3
     assert len(list(tune("patient"))) == 6
+
+
+def test_a_batch_in_parts_makes_the_same_step(digits, tmp_path):
+    """Without BatchNorm; 1,150 training images in batches of 100, in parts of 34 and 33."""
+    training = TrainingConfig(batch_size=100, pretrain_epochs=2, dtype="float64", label_smoothing=0.1)
+    model = ModelSpec(ModelConfig("mlp", hidden=(20,)), digits.sample_shape, digits.num_classes)
+    whole = Setting(model, digits, training)
+    models = []
+    for number, setting in enumerate((whole, replace(whole, accumulation=3))):
+        results = list(pretrain(setting, METHOD, tmp_path / str(number)))
+        models.append((results, load_model(tmp_path / str(number) / MODEL_FILE).model.state_dict()))
+    (once, weights), (parts, same) = models
+    assert [result.metrics.pop("accumulation") for result in parts] == [3, 3]
+    for one, other in zip(once, parts, strict=True):
+        assert other.metrics == pytest.approx(one.metrics, rel=1e-9)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(same[name], tensor, rtol=1e-9, atol=1e-12)

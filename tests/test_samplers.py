@@ -10,7 +10,7 @@ from orchestrator.added_trials import add_curve
 from orchestrator.config import ConstraintsConfig, SearchConfig
 from orchestrator.samplers import SAMPLERS, make_sampler
 from orchestrator.searcher import StudySearcher
-from orchestrator.study import open_study
+from orchestrator.study import open_study, reconcile
 from search_spaces import find_search_space
 from trainers.errors import ConfigError
 
@@ -25,18 +25,25 @@ def outcome(name, number, settings):
     return record(name, accuracy, int(1e6 * cost), state, macs_ratio=cost, params_ratio=cost)
 
 
-def search(journal, sampler, space, num_trials):
-    """Two trials at a time; returns the settings in order and the study."""
+def search(journal, sampler, space, num_trials, kills=()):
+    """Two trials at a time; returns the settings in order and the study. A kill leaves both running, one half drawn."""
     study = open_study(journal, "s", 3, sampler, LIMITS)
     searcher = StudySearcher(study, find_search_space(space))
-    found, running = [], deque()
+    found, running, ended = [], deque(), {}
     for number in range(num_trials):
+        if number in kills:
+            study.ask()
+            study = open_study(journal, "s", 3, sampler, LIMITS)
+            reconcile(study, ended)
+            searcher = StudySearcher(study, find_search_space(space))
+            assert [searcher.suggest(key) for key, _ in running] == [suggestion for _, suggestion in running]
         suggestion = searcher.suggest(str(number))
         found.append(suggestion["settings"])
         running.append((str(number), suggestion))
         if len(running) == 2:
             key, first = running.popleft()
-            searcher.finish(key, outcome(first["name"], int(key), first["settings"]))
+            ended[first["name"]] = outcome(first["name"], int(key), first["settings"])
+            searcher.finish(key, ended[first["name"]])
     return found, study
 
 
@@ -53,6 +60,12 @@ class TestSamplers:
         once, _ = search(tmp_path / "once.journal", sampler, space, 4)
         again, _ = search(tmp_path / "again.journal", sampler, space, 4)
         assert once == again
+
+    def test_a_search_that_was_killed_proposes_what_it_would_have(self, sampler, space, tmp_path):
+        once, study = search(tmp_path / "once.journal", sampler, space, 14)
+        again, killed = search(tmp_path / "again.journal", sampler, space, 14, kills=(1, 6, 12))
+        assert again == once
+        assert [trial.number for trial in killed.trials] == [trial.number for trial in study.trials]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -99,7 +99,7 @@ class TestBatches:
         searcher.finish("a", record("trial-0000"))
         params = [trial.params for trial in study.trials]
         close_running(study, {})
-        assert states(study) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
+        assert states(study) == [TrialState.COMPLETE, TrialState.WAITING, TrialState.WAITING]
         again = open_study(tmp_path / "study.journal", "s", 0)
         reconcile(again, {"trial-0000": record("trial-0000")})
         found = [StudySearcher(again, quick).suggest(key) for key in "bc"]

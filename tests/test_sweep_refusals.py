@@ -64,7 +64,7 @@ def test_a_directory_in_use_is_refused_with_its_owner(finished):
     lock = SweepPaths(output).lock
     with lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(SweepError, match=r"is in use by a sweep \(process \d+ on .*\)"):
+        with pytest.raises(SweepError, match=r"is in use by a sweep \(process \d+ on .*, for \d+:\d\d:\d\d h\)"):
             run(config, output)
     assert run(config, output).finalists
 

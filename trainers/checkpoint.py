@@ -4,12 +4,14 @@ import io
 import logging
 import warnings
 import zipfile
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainers.atomic import atomic_file
+from trainers.atomic import atomic_file, remove_leftovers
 from trainers.errors import CheckpointError
 
 FORMAT = "rankfront"
@@ -55,11 +57,19 @@ def read_payload(source: Path | bytes, kind: str) -> dict[str, Any]:
     return payload
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as the newest checkpoint at `path`; the one that was there stays beside it."""
-    if path.exists():
-        path.replace(_before(path))
+def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 2) -> None:
+    """Write `content` as the newest checkpoint at `path`; those that were there stay beside it, `keep` in all."""
+    if keep == 1:
+        remove = _earlier(path)
+    else:
+        places = [path, *(path.with_name(_name_before(path, age)) for age in range(1, keep))]
+        for newer, older in reversed(list(pairwise(places))):
+            with suppress(FileNotFoundError):  # or a worker whose driver was killed ends its last epoch beside ours
+                newer.replace(older)
+        remove = [there for there in _earlier(path) if there not in places]
     write_payload(path, _CHECKPOINT, content)
+    for there in remove:
+        there.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -68,7 +78,7 @@ def load_checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
     A damaged one is passed over with a warning. Raises CheckpointError where each is damaged.
     """
     errors = []
-    for candidate in (path, _before(path)):
+    for candidate in (path, *_earlier(path)):
         if candidate.exists():
             try:
                 return candidate, read_payload(candidate, _CHECKPOINT)
@@ -81,13 +91,20 @@ def load_checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def remove_checkpoints(path: Path) -> None:
-    """Remove what `save_checkpoint` has written."""
-    for kept in (path, _before(path)):
+    """Remove what `save_checkpoint` has written, to its end or not."""
+    for kept in (path, *_earlier(path)):
         kept.unlink(missing_ok=True)
+    remove_leftovers(path.parent)
 
 
-def _before(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.before{path.suffix}")
+def _name_before(path: Path, age: int) -> str:
+    return f"{path.stem}.before{age if age > 1 else ''}{path.suffix}"
+
+
+def _earlier(path: Path) -> list[Path]:
+    """Return the checkpoints beside the newest, from the latest to the earliest, however many were kept."""
+    found = path.parent.glob(f"{path.stem}.before*{path.suffix}")
+    return sorted(found, key=lambda there: (len(there.name), there.name))
 
 
 def _require_checksums(file: Path | io.BytesIO) -> None:

@@ -8,6 +8,7 @@ RankfrontError
 ├── TrainingError      a training cannot go on
 │   └── NonFiniteError     a loss or weight became NaN or infinite
 ├── SweepError         a sweep cannot start or go on (raised by `orchestrator`)
+│   └── StorageError       its output directory is full or cannot be written
 └── ClusterError       a cluster cannot be used, or refuses what it is asked (raised by `orchestrator`)
 
 Each message names the rule, the value that broke it and the remedy.
@@ -48,6 +49,10 @@ class NonFiniteError(TrainingError):
 
 class SweepError(RankfrontError):
     """A sweep cannot start or go on."""
+
+
+class StorageError(SweepError):
+    """The output directory is full or cannot be written; what was written before is whole."""
 
 
 class ClusterError(RankfrontError):

@@ -69,6 +69,10 @@ class Stage:
     """One run of the loop: its name, length and settings. `config` is what a checkpoint must agree with to be resumed.
 
     With `patience` it ends before `epochs` once the validation accuracy has not risen for so many epochs.
+
+    `accumulation`: each batch goes through the network in so many parts, one after another, whose gradients add up to the
+    batch's. Memory for activations shrinks with it. The steps are the same up to rounding, except that BatchNorm sees the
+    statistics of a part, and dropout other random numbers. `keep`: how many checkpoints are kept.
     """
 
     name: str
@@ -77,6 +81,8 @@ class Stage:
     config: dict[str, Any]
     checkpoint: Path | None = None
     patience: int | None = None
+    accumulation: int = 1
+    keep: int = 2
 
 
 def stage_seed(seed: int, *parts: str | int) -> int:
@@ -114,6 +120,8 @@ def train(
             optimizer = _optimizer(method, stage)
         found = evaluate(epoch + 1)
         metrics = {"train_loss": loss, "learning_rate": learning_rate, **found.metrics}
+        if stage.accumulation > 1:  # a record says where it is not what the settings alone give
+            metrics["accumulation"] = stage.accumulation
         duration_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         result = EpochResult(epoch + 1, metrics, duration_s, cpu_s, time.time(), found.curve)
         history.append(result.record())
@@ -152,18 +160,26 @@ def _train_epoch(
     for step, (images, labels) in enumerate(batches):
         progress = (epoch + step / steps) / stage.epochs
         set_learning_rate(optimizer, learning_rate_at(progress, config))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            logits = model(images)
-            task_loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            loss = task_loss if distillation is None else distillation(images, logits, task_loss)
-        if (terms := method.loss_terms(progress)) is not None:
-            loss = loss + terms
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        num_parts = max(1, min(stage.accumulation, len(images) // 2))  # BatchNorm cannot normalize a single image
+        parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
+        for part, (some, their_labels) in enumerate(parts):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                logits = model(some)
+                task_loss = F.cross_entropy(logits, their_labels, label_smoothing=config.label_smoothing)
+                loss = task_loss if distillation is None else distillation(some, logits, task_loss)
+            if len(some) < len(images):
+                share = len(some) / len(images)
+                task_loss, loss = share * task_loss, share * loss
+            if part == 0 and (terms := method.loss_terms(progress)) is not None:
+                loss = loss + terms
+            loss.backward()
+            totals += torch.stack(
+                (task_loss, loss)
+            ).detach()  # read once, at the end: a read per step would stall a GPU
         method.after_backward()
         optimizer.step()
         method.after_step(step + 1)
-        totals += torch.stack((task_loss, loss)).detach()  # read once, at the end: a read per step would stall a GPU
     mean_task_loss, mean_loss = (totals / steps).tolist()
     if not math.isfinite(mean_loss):
         raise NonFiniteError(
@@ -236,4 +252,4 @@ def _save(method: Method, optimizer: Optimizer, stage: Stage, history: list[dict
         "model": method.model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    save_checkpoint(stage.checkpoint, content)
+    save_checkpoint(stage.checkpoint, content, stage.keep)

@@ -64,6 +64,8 @@ class Setting:
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     latency: LatencyTable | None = None  # from which `predicted_latency_ms` is told
+    accumulation: int = 1  # parts of a batch, one after another in memory (`loop.Stage`)
+    checkpoints: int = 2  # how many are kept of a run
 
     @property
     def network(self) -> Network:
@@ -211,7 +213,9 @@ def _stage(name: str, setting: Setting, epochs: int, directory: Path | None, con
         **config,
     }
     checkpoint = None if directory is None else directory / CHECKPOINT_FILE
-    return Stage(name, epochs, setting.training, config, checkpoint)
+    return Stage(
+        name, epochs, setting.training, config, checkpoint, accumulation=setting.accumulation, keep=setting.checkpoints
+    )
 
 
 def start_record(saved: SavedModel) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +19,9 @@ from orchestrator.commands.options import (
     MinAccuracy,
     SetOption,
 )
+
+if TYPE_CHECKING:
+    from orchestrator.front import SweepFront
 
 NOT_VERIFIED = 1
 PROBLEMS = 1
@@ -32,19 +37,45 @@ def sweep(
 ) -> None:
     """Run a sweep: train, search, fine-tune the Pareto-optimal models. Goes on with one that was interrupted."""
     from orchestrator.config import load_config
-    from orchestrator.front import front_tables
     from orchestrator.pipeline import run_sweep
 
     loaded = load_config(config, set_ or [])
     folder = output or Path("runs") / loaded.name
     console = Console()
-    try:
+    with _stopped_in_words(folder):
         front = run_sweep(loaded, folder, console)
+    _print_results(front, folder, console)
+
+
+@verbs.command()
+def resume(directory: DirectoryArgument, set_: SetOption = None) -> None:
+    """Go on with a sweep after any end, from its output directory alone, also where that was moved or copied.
+
+    Its search, its final stage, what `finetune` was at. Settings that results do not depend on may be changed.
+    """
+    from orchestrator.resume import resume as resume_sweep
+
+    console = Console()
+    with _stopped_in_words(directory):
+        found = resume_sweep(directory, set_ or [], console)
+    if found.was_finished:
+        print(f"The sweep in {directory} is finished: nothing is left to do")
+    _print_results(found.front, directory, console)
+
+
+@contextmanager
+def _stopped_in_words(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
-        overrides = [part for text in set_ or [] for part in ("--set", text)]
-        command = shlex.join(["rankfront", "sweep", str(config), *overrides, "--output", str(folder)])
+        command = shlex.join(["rankfront", "resume", str(folder)])
         print(f"\nStopped. Go on with:\n  {command}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_results(front: "SweepFront", folder: Path, console: Console) -> None:
+    from orchestrator.front import front_tables
+
     console.print(front_tables(front))
     print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt")
     print(f"Report   {folder}/report.html\nMLflow   rankfront ui {folder}")
@@ -122,7 +153,9 @@ def finetune(
         raise typer.BadParameter("--pick says which; it excludes --num, --knee and limits")
     choice = Choice(tuple(pick or ()), num, Limits(max_macs, max_params, min_accuracy), knee)
     console = Console()
-    console.print(front_tables(run_finetuning(directory, choice, repeats, console)))
+    with _stopped_in_words(directory):
+        front = run_finetuning(directory, choice, repeats, console)
+    console.print(front_tables(front))
 
 
 @verbs.command()

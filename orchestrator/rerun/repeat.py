@@ -15,7 +15,7 @@ from rich.console import Console
 from orchestrator.config import SweepConfig, dump_config
 from orchestrator.jobs import Job, run_job
 from orchestrator.ledger import Ledger
-from orchestrator.output import write_state, write_text
+from orchestrator.output import SweepState, write_state, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
 from orchestrator.records import RunRecord
@@ -24,7 +24,7 @@ from orchestrator.rerun.compare import Comparison, Run, compare_runs, compare_sw
 from orchestrator.rerun.prepare import Prepared
 from orchestrator.rerun.recorded import record_of, recorded_job, saved_run, start_files
 from orchestrator.sync import recorded_store
-from trainers.errors import SweepError
+from trainers.errors import StorageError, SweepError
 from trainers.recipe import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def _train(
     error, stopped = None, False
     try:
         for result in run_job(job, config, str(paths.root), prepared.data.arrays(), test):
+            if "storage" in result:
+                raise StorageError(result["storage"])
             if "error" in result:
                 error = result["error"]
                 break
@@ -173,7 +175,7 @@ def _tracker(sweep: Sweep, paths: SweepPaths) -> "Iterator[Tracker]":
 
     sweep_id, store = recorded_store(sweep.paths, sweep.config.name)
     target = TrackingTarget(store.uri, store.experiment, store.artifacts)
-    write_state(paths, {"sweep_id": sweep_id, "store": target.key})
+    write_state(paths, SweepState(sweep_id, target.key))
     tracker = Tracker(target, sweep_id, paths.root, paths.tracking)
     try:
         yield tracker

@@ -31,6 +31,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.tracking.models import log_model
+from orchestrator.tracking.relocation import follow_move
 from orchestrator.tracking.spool import PARENT, Event
 from orchestrator.tracking.target import TrackingTarget
 from trainers.errors import SweepError
@@ -92,7 +93,10 @@ class RunStore:
         """
         self._target, self._sweep_id, self._root, self._ids_file = target, sweep_id, root, ids
         with opened(target) as self.client:
+            if target.in_output and target.artifacts is not None:
+                follow_move(Path(target.uri.removeprefix("sqlite:///")), target.artifacts)
             self._experiment_id = self._find_experiment()
+        _drop_torn_line(ids)
         self._ids = read_ids(ids, target.key)
         # whether no run can exist that is not in the file: its parent was created here, and no call has failed since
         self._new = False
@@ -226,6 +230,14 @@ def read_ids(file: Path, store: str) -> dict[str, str]:
         raise SweepError(
             f"{file} must be lines of JSON, but: {error}; remove it, and the runs are searched for by name"
         ) from error
+
+
+def _drop_torn_line(file: Path) -> None:
+    """Cut off a last line that a full disk left unfinished: its run is found by name."""
+    if file.exists():
+        content = file.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
 
 
 def _user() -> str:
