@@ -1,6 +1,6 @@
 """Kill a part of a running sweep at random moments, resume it, and compare with what it finds undisturbed.
 
-python tests/chaos.py --victims driver worker --kills 20 --json FILE
+python tests/chaos.py --victims driver worker --kills 20 --json FILE --markdown FILE
 """
 
 import argparse
@@ -69,17 +69,22 @@ class Sweep:
             )
         self.num_starts += 1
 
-    def kill(self):
+    def kill(self, *, wait=False):
+        """Kill the driver, and `wait` for the workers that it leaves: they notice a moment later, and write until then."""
+        left = below(self.process.pid) if wait else {}
         self.process.kill()
         self.process.wait()
+        while left.keys() & processes().keys():
+            time.sleep(0.05)
 
     def running(self):
         return self.process.poll() is None
 
     def finish(self):
-        """Wait for the end of a sweep that nobody disturbs any more."""
-        if not self.running() and self.process.returncode != 0:
-            self.start()
+        """Wait for the end of a sweep that nobody disturbs any more; one that a fault has ended is resumed."""
+        for _ in range(2):
+            if self.process.wait(LIMIT_S) != 0:
+                self.start()
         assert self.process.wait(LIMIT_S) == 0, self.log.read_text()
 
     def wait_for(self, pattern):
@@ -132,8 +137,9 @@ def processes():
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                there[int(folder.name)] = parent, (folder / "cmdline").read_text().replace("\0", " ")
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    there[int(folder.name)] = int(parent), (folder / "cmdline").read_text().replace("\0", " ")
     return there
 
 
@@ -261,8 +267,15 @@ class Database(Driver):
 
     def kill(self, sweep):
         self._server.kill()
-        self._server.start()
-        return True
+        limit = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                self._server.start()
+            except AssertionError:  # its other processes are still there
+                assert time.monotonic() < limit
+                time.sleep(0.2)
+            else:
+                return True
 
     def close(self):
         self._server.close()
@@ -271,15 +284,15 @@ class Database(Driver):
 VICTIMS = {"driver": Driver, "worker": Worker, "raylet": Raylet, "mlflow": MlflowServer, "postgres": Database}
 
 
-def undisturbed(folder):
+def undisturbed(folder, config=CONFIG):
     """Run the sweep in peace; returns what it found and how long it took, in seconds."""
-    sweep, started = Sweep(folder), time.monotonic()
+    sweep, started = Sweep(folder, config), time.monotonic()
     sweep.start()
     sweep.finish()
     return found(sweep.output), time.monotonic() - started
 
 
-def disturbed(victim, kills, per_sweep, seed, folder, expected, duration_s):
+def disturbed(victim, kills, per_sweep, seed, folder, expected, duration_s, config=CONFIG):
     """Kill the victim `kills` times, at moments that are uniform over a sweep's duration; returns a row of the table.
 
     Each sweep has `per_sweep` of them and is then left to end; AssertionError unless it has found what is expected.
@@ -291,7 +304,7 @@ def disturbed(victim, kills, per_sweep, seed, folder, expected, duration_s):
     )  # a new driver begins with its imports
     try:
         while row["kills"] < kills:
-            sweep = Sweep(folder / f"{victim}-{row['sweeps']}", **killer.environment)
+            sweep = Sweep(folder / f"{victim}-{row['sweeps']}", config, **killer.environment)
             sweep.start()
             for _ in range(min(per_sweep, kills - row["kills"])):
                 until = time.monotonic() + moments.uniform(0, longest)
@@ -328,20 +341,24 @@ def main():
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-sweep", type=int, default=4)
+    parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--markdown", type=Path, help="file for the table")
     options = parser.parse_args()
+    config = CONFIG.replace("num_trials: 12", f"num_trials: {options.trials}")
     with tempfile.TemporaryDirectory(prefix="rankfront-chaos-") as folder:
-        expected, duration_s = undisturbed(Path(folder) / "undisturbed")
+        expected, duration_s = undisturbed(Path(folder) / "undisturbed", config)
         print(f"undisturbed: {len(expected['runs'])} runs in {duration_s:.0f} s", flush=True)
         rows = []
         for victim in options.victims:
-            rows.append(
-                disturbed(victim, options.kills, options.per_sweep, options.seed, Path(folder), expected, duration_s)
-            )
+            how = (options.kills, options.per_sweep, options.seed)
+            rows.append(disturbed(victim, *how, Path(folder), expected, duration_s, config))
             print(table(rows[-1:]).splitlines()[-1], flush=True)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1) + "\n")
+            if options.markdown:
+                options.markdown.write_text(table(rows))
     print(table(rows))
 
 

@@ -34,11 +34,11 @@ def killed(tmp_path_factory):
     """A sweep whose driver was killed in the search and again in the final stage, and that was moved before its end."""
     folder, moments = tmp_path_factory.mktemp("killed"), random.Random(0)
     sweep = chaos.Sweep(folder / "here", SHORT)
-    for pattern in ("runs/trial-*/checkpoint.pt", "runs/dense/checkpoint.pt"):
+    for pattern, wait in (("runs/trial-*/checkpoint.pt", False), ("runs/dense/checkpoint.pt", True)):
         sweep.start()
         sweep.wait_for(pattern)
         time.sleep(moments.uniform(0, 0.3))
-        sweep.kill()
+        sweep.kill(wait=wait)
     shutil.move(sweep.output, folder / "elsewhere")
     sweep.output = folder / "elsewhere"
     sweep.finish()
