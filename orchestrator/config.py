@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -226,7 +227,9 @@ class SweepConfig(Section):
         return replace(self.search, first_points=FIRST_POINTS.get(self.search_space, ()))
 
 
-_ADAPTER = TypeAdapter(SweepConfig)
+@cache
+def _adapter() -> TypeAdapter[SweepConfig]:
+    return TypeAdapter(SweepConfig)  # building it takes longer than what only shows a sweep
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -239,7 +242,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
         source.set(*parse_override(text))
     # through JSON: its strict mode takes mappings for dataclasses and lists for tuples, and nothing else for anything
     try:
-        return _ADAPTER.validate_json(json.dumps(source.data, default=str), strict=True)
+        return _adapter().validate_json(json.dumps(source.data, default=str), strict=True)
     except ValidationError as error:
         found = [problem for details in error.errors() for problem in _problems(details, source)]
         raise ConfigError(found) from None

@@ -17,6 +17,11 @@ from trainers.rules import (
 
 Decomposition = Literal["channel", "spatial"]
 
+# names in `trainers.models.MODELS` and `trainers.data.DATASETS`: a file with these is checked without torch, which takes
+# seconds to import
+OWN_MODELS = ("mlp", "lenet5", "tiny", "resnet8", "resnet20", "resnet32", "resnet56", "resnet110")
+OWN_DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "parquet", "imagefolder")
+
 
 def _model_names() -> Collection[str]:
     from trainers.models import model_names
@@ -46,7 +51,7 @@ def _rank_rule_names() -> Collection[str]:
 class ModelConfig(Section):
     """Which network. `hidden` gives the widths of the hidden layers of `mlp` and is not used by other models."""
 
-    name: Annotated[str, one_of("model", _model_names)]
+    name: Annotated[str, one_of("model", _model_names, OWN_MODELS)]
     hidden: Annotated[tuple[int, ...], each(at_least(1))] = (300, 100)
 
 
@@ -59,7 +64,7 @@ class DataConfig(Section):
     choice, made before the validation split), for quick runs.
     """
 
-    name: Annotated[str, one_of("data set", _dataset_names)]
+    name: Annotated[str, one_of("data set", _dataset_names, OWN_DATASETS)]
     root: str = "~/data"
     download: bool = False
     validation_fraction: Annotated[float, in_interval(0, 1, closed="()")] = 0.1
