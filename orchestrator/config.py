@@ -211,7 +211,10 @@ class SweepConfig(Section):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def problems(self) -> list[tuple[str, str]]:
-        """A limit on latency needs to know on what."""
+        """A limit on latency needs to know on what, and a CUDA graph a GPU."""
+        if "graph" in self.training.step and self.resources.gpus_per_trial == 0:
+            text = f"{self.training.step} needs resources.gpus_per_trial above 0; set that, or eager or compile"
+            return [("training.step", text)]
         if self.search.constraints.max_latency_ms is not None and self.latency is None:
             text = (
                 "must go with the section latency, which says of which engine and batch; add e.g. latency: {batch: 1}"

@@ -24,12 +24,8 @@ from trainers.data import ImageData
 from trainers.distillation import Distillation
 from trainers.errors import NonFiniteError
 from trainers.methods import Method
-from trainers.optimizers import (
-    DTYPES,
-    learning_rate_at,
-    make_optimizer,
-    set_learning_rate,
-)
+from trainers.optimizers import DTYPES, make_optimizer
+from trainers.step import Step, autocast
 
 EVALUATION_BATCH = 500
 
@@ -100,6 +96,7 @@ def train(
     infinite, CheckpointError for a checkpoint of another config.
     """
     history, optimizer = _start(method, stage)
+    step = Step(method, optimizer, stage.training, data.images.device, distillation)
     for record in history:
         yield EpochResult(**record, replayed=True)
     for epoch in range(len(history), stage.epochs):
@@ -107,11 +104,12 @@ def train(
             return
         started, cpu_started = time.perf_counter(), time.process_time()
         model = method.model
-        loss = _train_epoch(method, optimizer, data, stage, epoch, distillation)
+        loss = _train_epoch(method, step, data, stage, epoch)
         method.end_epoch()
-        learning_rate = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["scale"]
+        learning_rate = float(optimizer.param_groups[0]["lr"]) / optimizer.param_groups[0]["scale"]
         if method.model is not model:  # the method has put another network in place
             optimizer = _optimizer(method, stage)
+            step = Step(method, optimizer, stage.training, data.images.device, distillation)
         found = evaluate(epoch + 1)
         metrics = {"train_loss": loss, "learning_rate": learning_rate, **found.metrics}
         duration_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
@@ -130,40 +128,21 @@ def _stalled(history: list[dict[str, Any]], patience: int | None) -> bool:
     return max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
 
-def _train_epoch(
-    method: Method,
-    optimizer: Optimizer,
-    data: ImageData,
-    stage: Stage,
-    epoch: int,
-    distillation: Distillation | None,
-) -> float:
+def _train_epoch(method: Method, train_on: Step, data: ImageData, stage: Stage, epoch: int) -> float:
     """One pass over the training rows; returns the mean cross-entropy of its batches, without the penalties."""
-    config, model = stage.training, method.model
+    config = stage.training
     seed = stage_seed(config.seed, stage.name, epoch)
     torch.manual_seed(seed)  # dropout and the like
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(data.train_rows) // config.batch_size)
-    device = data.images.device
-    totals = torch.zeros(2, device=device)  # cross-entropy, and the whole loss
-    model.train()
+    # cross-entropy, and the whole loss; read once, at the end: a read per step would stall a GPU
+    totals = torch.zeros(2, device=data.images.device)
+    method.model.train()
     method.start_epoch(epoch, stage.epochs)
     batches = training_batches(data, config.batch_size, config.augmentation, generator, DTYPES[config.dtype])
     for step, (images, labels) in enumerate(batches):
-        progress = (epoch + step / steps) / stage.epochs
-        set_learning_rate(optimizer, learning_rate_at(progress, config))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            logits = model(images)
-            task_loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            loss = task_loss if distillation is None else distillation(images, logits, task_loss)
-        if (terms := method.loss_terms(progress)) is not None:
-            loss = loss + terms
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        method.after_backward()
-        optimizer.step()
+        totals += train_on(images, labels, (epoch + step / steps) / stage.epochs)
         method.after_step(step + 1)
-        totals += torch.stack((task_loss, loss)).detach()  # read once, at the end: a read per step would stall a GPU
     mean_task_loss, mean_loss = (totals / steps).tolist()
     if not math.isfinite(mean_loss):
         raise NonFiniteError(
@@ -187,9 +166,9 @@ def evaluate_split(model: nn.Module, data: ImageData, dtype: str = "float32") ->
     among_five = torch.zeros((), dtype=torch.int64, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in evaluation_batches(data, EVALUATION_BATCH, DTYPES[dtype]):
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with autocast(dtype, device):
             logits = model(images)
-        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+        confusion.scatter_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels))  # bincount would wait
         among_five += (logits.topk(min(5, classes), 1).indices == labels[:, None]).any(1).sum()
         total += F.cross_entropy(logits.double(), labels, reduction="sum")
     model.train(training)
