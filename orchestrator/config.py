@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -219,7 +220,10 @@ class SweepConfig(Section):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def problems(self) -> list[tuple[str, str]]:
-        """A limit on latency needs to know on what."""
+        """A limit on latency needs to know on what, and a CUDA graph a GPU."""
+        if "graph" in self.training.step and self.resources.gpus_per_trial == 0:
+            text = f"{self.training.step} needs resources.gpus_per_trial above 0; set that, or eager or compile"
+            return [("training.step", text)]
         if self.search.constraints.max_latency_ms is not None and self.latency is None:
             text = (
                 "must go with the section latency, which says of which engine and batch; add e.g. latency: {batch: 1}"
@@ -235,7 +239,9 @@ class SweepConfig(Section):
         return replace(self.search, first_points=FIRST_POINTS.get(self.search_space, ()))
 
 
-_ADAPTER = TypeAdapter(SweepConfig)
+@cache
+def _adapter() -> TypeAdapter[SweepConfig]:
+    return TypeAdapter(SweepConfig)  # building it takes longer than what only shows a sweep
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -248,7 +254,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
         source.set(*parse_override(text))
     # through JSON: its strict mode takes mappings for dataclasses and lists for tuples, and nothing else for anything
     try:
-        return _ADAPTER.validate_json(json.dumps(source.data, default=str), strict=True)
+        return _adapter().validate_json(json.dumps(source.data, default=str), strict=True)
     except ValidationError as error:
         found = [problem for details in error.errors() for problem in _problems(details, source)]
         raise ConfigError(found) from None

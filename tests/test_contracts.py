@@ -10,7 +10,15 @@ from torch import nn
 from orchestrator.choices import probe_search_space
 from orchestrator.jobs import pretrain_job
 from search_spaces import SEARCH_SPACES, find_search_space
-from trainers.config import MethodConfig, ModelConfig, RankConfig, TrainingConfig, apply_settings
+from trainers.config import (
+    OWN_DATASETS,
+    OWN_MODELS,
+    MethodConfig,
+    ModelConfig,
+    RankConfig,
+    TrainingConfig,
+    apply_settings,
+)
 from trainers.cost import measure_cost
 from trainers.data import DATASETS
 from trainers.deploy import prune, stored_spectra
@@ -188,6 +196,11 @@ def test_every_data_set_is_a_name_a_config_takes():
 
     for name in DATASETS:
         assert DataConfig(name, image_size=8).name == name
+
+
+def test_the_names_that_need_no_torch_are_those_of_ours():
+    assert set(OWN_MODELS) == set(MODELS)
+    assert set(OWN_DATASETS) == set(DATASETS)
 
 
 def test_copies_of_a_decomposed_model_are_independent():

@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from trial_records import record
+
+from orchestrator.paths import SweepPaths
+from orchestrator.records import write_records
 
 FOREIGN = {"ray", "optuna", "mlflow"}
 
@@ -66,14 +70,33 @@ assert not loaded & {FOREIGN | {"orchestrator", "pydantic"}!r}, loaded
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_what_only_reads_a_sweep_answers_without_torch_ray_and_the_like():
-    code = """
+@pytest.mark.parametrize("arguments", [("--help",), ("front", "sweep"), ("validate", "wrong.yaml")])
+def test_what_only_reads_files_answers_without_torch_ray_and_the_like(tmp_path, arguments):
+    """Their imports would take seconds; a valid configuration's network is built, and takes them."""
+    paths = SweepPaths(tmp_path / "sweep")
+    paths.root.mkdir()
+    write_records([record("trial-0000", macs_ratio=0.5, params=10, params_ratio=0.5)], paths.results)
+    (tmp_path / "wrong.yaml").write_text(
+        "name: x\nmodel: {name: resnet20}\ndata: {name: cifar10}\nsearch: {sampler: tpe}\nlatency: {batch: 0}\n"
+    )
+    code = f"""
 import sys
-import orchestrator.cli, orchestrator.config, orchestrator.front, orchestrator.selection
-slow = {"torch", "torchvision", "ray", "optuna", "mlflow", "pandas"}
+from orchestrator.cli import main
+sys.argv[1:] = {list(arguments)!r}
+try:
+    main()
+except SystemExit as ended:
+    assert (ended.code or 0) == {2 * (arguments[0] == "validate")}
+slow = {{"torch", "torchvision", "ray", "optuna", "mlflow", "pandas", "scipy", "sklearn", "matplotlib", "plotly", "PIL"}}
 assert not slow & set(sys.modules), slow & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"--help": "Usage", "front": "trial-0000", "validate": "latency.batch"}[
+        arguments[0]
+    ] in done.stdout + done.stderr
 
 
 def test_the_public_names_of_trainers_are_loaded_when_they_are_asked_for():

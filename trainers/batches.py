@@ -1,4 +1,8 @@
-"""Batches from a resident uint8 set: shuffled, augmented by vectorised operations and normalised, on the data's device."""
+"""Batches from a resident uint8 set: shuffled, augmented by vectorised operations and normalised, on the data's device.
+
+An epoch's random numbers are drawn on the CPU, so that every device sees the same batches, and cross to the device
+together when it starts: a copy per batch would make the host wait for a GPU.
+"""
 
 from collections.abc import Iterator
 
@@ -17,47 +21,78 @@ def training_batches(
     A last batch that is not full is left out (its BatchNorm statistics would differ), unless it is the only one.
     """
     rows = data.train_rows
-    order = torch.randperm(len(rows), generator=generator).to(rows.device)
-    for batch in order.split(batch_size):
-        if len(batch) < min(batch_size, len(rows)):
-            return
+    device, size = rows.device, min(batch_size, len(rows))
+    order = torch.randperm(len(rows), generator=generator).to(device)
+    num_batches = len(rows) // size
+    draws = [_draw(size, data.sample_shape, augmentation, generator) for _ in range(num_batches)]
+    drawn = torch.stack(draws).to(device)
+    scale = _normalization(data, device, dtype)
+    for batch, numbers in zip(order.split(size), drawn, strict=False):  # without a last batch that is not full
         index = rows[batch]
-        images = augment(data.images[index], augmentation, generator)
-        yield normalize(images, data, dtype), data.labels[index]
+        images = _augmented(data.images[index], augmentation, numbers)
+        yield _normalized(images, *scale), data.labels[index]
 
 
 def evaluation_batches(data: ImageData, batch_size: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) of the validation rows in order, normalised, the last batch included."""
+    scale = _normalization(data, data.images.device, dtype)
     for index in data.validation_rows.split(batch_size):
-        yield normalize(data.images[index], data, dtype), data.labels[index]
+        yield _normalized(data.images[index], *scale), data.labels[index]
 
 
 def normalize(images: Tensor, data: ImageData, dtype: torch.dtype) -> Tensor:
     """Return uint8 images (B, C, H, W) as (x / 255 - mean) / std, channels last in memory."""
-    like = {"device": images.device, "dtype": dtype}
-    mean, std = (torch.tensor(values, **like).reshape(1, -1, 1, 1) for values in (data.mean, data.std))  # type: ignore[arg-type]
-    x = images.to(dtype=dtype, memory_format=torch.channels_last)
-    return (x - 255 * mean) / (255 * std)
+    return _normalized(images, *_normalization(data, images.device, dtype))
 
 
 def augment(images: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
     """Return uint8 images (B, C, H, W) shifted by up to an eighth of a side (`crop`), mirrored (`flip`), or both."""
+    drawn = _draw(len(images), tuple(images.shape[1:]), augmentation, generator)
+    return _augmented(images, augmentation, drawn.to(images.device))
+
+
+def _normalization(data: ImageData, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """255 times mean and standard deviation, each (1, C, 1, 1)."""
+    mean, std = (
+        torch.tensor(values, device=device, dtype=dtype).reshape(1, -1, 1, 1) for values in (data.mean, data.std)
+    )
+    return 255 * mean, 255 * std
+
+
+def _normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return (images.to(dtype=mean.dtype, memory_format=torch.channels_last) - mean) / std
+
+
+def _draw(count: int, shape: tuple[int, ...], augmentation: str, generator: torch.Generator) -> Tensor:
+    """Return what augmenting `count` images takes, (3, count) int64: the window's top and left, and 1 for mirrored."""
+    drawn = torch.zeros(3, count, dtype=torch.int64)
     if "crop" in augmentation:
-        images = _random_shift(images, generator)
+        for place, pad in enumerate(_pads(shape)):
+            drawn[place] = torch.randint(2 * pad + 1, (count, 1), generator=generator)[:, 0]
     if "flip" in augmentation:
-        mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        drawn[2] = torch.rand(count, generator=generator) < 0.5
+    return drawn
+
+
+def _pads(shape: tuple[int, ...]) -> tuple[int, int]:
+    """An eighth of height and width."""
+    return max(1, shape[1] // 8), max(1, shape[2] // 8)
+
+
+def _augmented(images: Tensor, augmentation: str, drawn: Tensor) -> Tensor:
+    top, left, mirrored = drawn
+    if "crop" in augmentation:
+        images = _shifted(images, top, left)
+    if "flip" in augmentation:
+        images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
     return images
 
 
-def _random_shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Zero-pad by an eighth of each side and cut the old size out at a random place, one gather for the whole batch."""
+def _shifted(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Zero-pad by an eighth of each side and cut the old size out at (top, left), one gather for the whole batch."""
     count, _, height, width = images.shape
-    pad_h, pad_w = max(1, height // 8), max(1, width // 8)
+    pad_h, pad_w = _pads(images.shape[1:])
     padded = F.pad(images, (pad_w, pad_w, pad_h, pad_h))
-    top = torch.randint(2 * pad_h + 1, (count, 1), generator=generator)
-    left = torch.randint(2 * pad_w + 1, (count, 1), generator=generator)
-    rows = (top + torch.arange(height)).to(images.device)[:, :, None]
-    columns = (left + torch.arange(width)).to(images.device)[:, None, :]
-    sample = torch.arange(count, device=images.device)[:, None, None]
-    return padded[sample, :, rows, columns].permute(0, 3, 1, 2)  # gathered as (B, H, W, C)
+    sample, row, column = (torch.arange(n, device=images.device) for n in (count, height, width))
+    rows, columns = top[:, None, None] + row[:, None], left[:, None, None] + column
+    return padded[sample[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # gathered as (B, H, W, C)

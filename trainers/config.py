@@ -17,6 +17,11 @@ from trainers.rules import (
 
 Decomposition = Literal["channel", "spatial"]
 
+# names in `trainers.models.MODELS` and `trainers.data.DATASETS`: a file with these is checked without torch, which takes
+# seconds to import
+OWN_MODELS = ("mlp", "lenet5", "tiny", "resnet8", "resnet20", "resnet32", "resnet56", "resnet110")
+OWN_DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "parquet", "imagefolder")
+
 
 def _model_names() -> Collection[str]:
     from trainers.models import model_names
@@ -46,7 +51,7 @@ def _rank_rule_names() -> Collection[str]:
 class ModelConfig(Section):
     """Which network. `hidden` gives the widths of the hidden layers of `mlp` and is not used by other models."""
 
-    name: Annotated[str, one_of("model", _model_names)]
+    name: Annotated[str, one_of("model", _model_names, OWN_MODELS)]
     hidden: Annotated[tuple[int, ...], each(at_least(1))] = (300, 100)
 
 
@@ -59,7 +64,7 @@ class DataConfig(Section):
     choice, made before the validation split), for quick runs.
     """
 
-    name: Annotated[str, one_of("data set", _dataset_names)]
+    name: Annotated[str, one_of("data set", _dataset_names, OWN_DATASETS)]
     root: str = "~/data"
     download: bool = False
     validation_fraction: Annotated[float, in_interval(0, 1, closed="()")] = 0.1
@@ -94,7 +99,9 @@ class TrainingConfig(Section):
     `schedule`: `cosine` to zero, `step` (times `decay` at each of `milestones`, given as fractions of the stage), or
     `constant`. `momentum` is used by `sgd` only. `weight_decay` acts on weights and singular values, not on biases,
     norm parameters or the orthogonal factors. `augmentation`: `crop` shifts by up to an eighth of the image, `flip`
-    mirrors left-right. `dtype`: `bfloat16` means autocast over float32 weights.
+    mirrors left-right. `dtype`: `bfloat16` means autocast over float32 weights. `step`: how a step is run (`trainers.step`):
+    `eager`, by `compile` (torch.compile), on a GPU by `graph` (CUDA graphs) or `compile_graph`; the results agree to
+    rounding.
     """
 
     batch_size: Annotated[int, at_least(1)] = 128
@@ -110,6 +117,7 @@ class TrainingConfig(Section):
     label_smoothing: Annotated[float, in_interval(0, 1)] = 0.0
     augmentation: Literal["none", "crop", "flip", "crop_flip"] = "none"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    step: Literal["eager", "compile", "graph", "compile_graph"] = "eager"
     seed: Annotated[int, in_interval(0, 2**32)] = 0
 
 
@@ -233,10 +241,11 @@ def apply_settings(
     """Return both configs with a search space's `settings` put in: each key is a field of one of them.
 
     Raises ConfigError for a key that is a field of neither, and for one that the search may not change: the number of
-    epochs, the seed and the data type are the sweep's.
+    epochs, the seed, the data type and the way a step is run are the sweep's.
     """
     method_fields = {field.name for field in fields(MethodConfig)}
-    training_fields = {field.name for field in fields(TrainingConfig)} - {"pretrain_epochs", "epochs", "seed", "dtype"}
+    fixed = {"pretrain_epochs", "epochs", "seed", "dtype", "step"}
+    training_fields = {field.name for field in fields(TrainingConfig)} - fixed
     known = method_fields | training_fields
     unknown = [(key, unknown_name("setting", key, known)) for key in settings if key not in known]
     if unknown:

@@ -19,9 +19,11 @@ class Distillation:
     weight: float
     temperature: float
 
+    def __post_init__(self) -> None:
+        self.teacher.eval()
+
     def __call__(self, images: Tensor, logits: Tensor, task_loss: Tensor) -> Tensor:
         """Return the loss of a batch, a scalar; `logits` (B, classes) are the student's."""
-        self.teacher.eval()
         with torch.no_grad():
             wanted = F.log_softmax(self.teacher(images).float() / self.temperature, 1)
         found = F.log_softmax(logits.float() / self.temperature, 1)

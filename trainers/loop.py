@@ -24,12 +24,8 @@ from trainers.data import ImageData
 from trainers.distillation import Distillation
 from trainers.errors import NonFiniteError
 from trainers.methods import Method
-from trainers.optimizers import (
-    DTYPES,
-    learning_rate_at,
-    make_optimizer,
-    set_learning_rate,
-)
+from trainers.optimizers import DTYPES, make_optimizer
+from trainers.step import Step, autocast
 
 EVALUATION_BATCH = 500
 
@@ -106,6 +102,7 @@ def train(
     infinite, CheckpointError for a checkpoint of another config.
     """
     history, optimizer = _start(method, stage)
+    step = Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
     for record in history:
         yield EpochResult(**record, replayed=True)
     for epoch in range(len(history), stage.epochs):
@@ -113,11 +110,12 @@ def train(
             return
         started, cpu_started = time.perf_counter(), time.process_time()
         model = method.model
-        loss = _train_epoch(method, optimizer, data, stage, epoch, distillation)
+        loss = _train_epoch(method, step, data, stage, epoch)
         method.end_epoch()
-        learning_rate = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["scale"]
+        learning_rate = float(optimizer.param_groups[0]["lr"]) / optimizer.param_groups[0]["scale"]
         if method.model is not model:  # the method has put another network in place
             optimizer = _optimizer(method, stage)
+            step = Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
         found = evaluate(epoch + 1)
         metrics = {"train_loss": loss, "learning_rate": learning_rate, **found.metrics}
         if stage.accumulation > 1:  # a record says where it is not what the settings alone give
@@ -138,47 +136,20 @@ def _stalled(history: list[dict[str, Any]], patience: int | None) -> bool:
     return max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
 
-def _train_epoch(
-    method: Method,
-    optimizer: Optimizer,
-    data: ImageData,
-    stage: Stage,
-    epoch: int,
-    distillation: Distillation | None,
-) -> float:
+def _train_epoch(method: Method, train_on: Step, data: ImageData, stage: Stage, epoch: int) -> float:
     """One pass over the training rows; returns the mean cross-entropy of its batches, without the penalties."""
-    config, model = stage.training, method.model
+    config = stage.training
     seed = stage_seed(config.seed, stage.name, epoch)
     torch.manual_seed(seed)  # dropout and the like
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(data.train_rows) // config.batch_size)
-    device = data.images.device
-    totals = torch.zeros(2, device=device)  # cross-entropy, and the whole loss
-    model.train()
+    # cross-entropy, and the whole loss; read once, at the end: a read per step would stall a GPU
+    totals = torch.zeros(2, device=data.images.device)
+    method.model.train()
     method.start_epoch(epoch, stage.epochs)
     batches = training_batches(data, config.batch_size, config.augmentation, generator, DTYPES[config.dtype])
     for step, (images, labels) in enumerate(batches):
-        progress = (epoch + step / steps) / stage.epochs
-        set_learning_rate(optimizer, learning_rate_at(progress, config))
-        optimizer.zero_grad(set_to_none=True)
-        num_parts = max(1, min(stage.accumulation, len(images) // 2))  # BatchNorm cannot normalize a single image
-        parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
-        for part, (some, their_labels) in enumerate(parts):
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                logits = model(some)
-                task_loss = F.cross_entropy(logits, their_labels, label_smoothing=config.label_smoothing)
-                loss = task_loss if distillation is None else distillation(some, logits, task_loss)
-            if len(some) < len(images):
-                share = len(some) / len(images)
-                task_loss, loss = share * task_loss, share * loss
-            if part == 0 and (terms := method.loss_terms(progress)) is not None:
-                loss = loss + terms
-            loss.backward()
-            totals += torch.stack(
-                (task_loss, loss)
-            ).detach()  # read once, at the end: a read per step would stall a GPU
-        method.after_backward()
-        optimizer.step()
+        totals += train_on(images, labels, (epoch + step / steps) / stage.epochs)
         method.after_step(step + 1)
     mean_task_loss, mean_loss = (totals / steps).tolist()
     if not math.isfinite(mean_loss):
@@ -203,9 +174,9 @@ def evaluate_split(model: nn.Module, data: ImageData, dtype: str = "float32") ->
     among_five = torch.zeros((), dtype=torch.int64, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in evaluation_batches(data, EVALUATION_BATCH, DTYPES[dtype]):
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with autocast(dtype, device):
             logits = model(images)
-        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+        confusion.scatter_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels))  # bincount would wait
         among_five += (logits.topk(min(5, classes), 1).indices == labels[:, None]).any(1).sum()
         total += F.cross_entropy(logits.double(), labels, reduction="sum")
     model.train(training)

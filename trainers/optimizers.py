@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainingConfig
@@ -57,7 +57,16 @@ def learning_rate_at(progress: float, config: TrainingConfig) -> float:
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
     """Give every parameter group the learning rate `value` times its scale."""
     for group in optimizer.param_groups:
-        group["lr"] = value * group["scale"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value * group["scale"])
+        else:
+            group["lr"] = value * group["scale"]
+
+
+def learning_rates_on(optimizer: Optimizer, device: torch.device) -> None:
+    """Hold every group's learning rate in a tensor, where a CUDA graph reads it at each replay."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}

@@ -208,4 +208,6 @@ def stack(group: list[Tensor]) -> Tensor:
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
-    return sum(terms, start=torch.zeros(()))
+    """The sum, on the terms' device; 0 without terms."""
+    first, *others = list(terms) or [torch.zeros(())]
+    return sum(others, start=first)

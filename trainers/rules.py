@@ -83,11 +83,14 @@ def each(rule: Rule) -> Rule:
     return Rule(describe)
 
 
-def one_of(kind: str, names: Callable[[], Collection[str]]) -> Rule:
-    """The value is one of `names()`, looked up late so that a configuration file can be imported on its own."""
+def one_of(kind: str, names: Callable[[], Collection[str]], usual: Collection[str] = ()) -> Rule:
+    """The value is one of `names()`, looked up late so that a configuration file can be imported on its own.
+
+    `usual` are some of them, for which what holds the others is not imported.
+    """
 
     def describe(value: str) -> str | None:
-        return None if value in names() else unknown_name(kind, value, names())
+        return None if value in usual or value in names() else unknown_name(kind, value, names())
 
     return Rule(describe)
 

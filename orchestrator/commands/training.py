@@ -37,9 +37,10 @@ def sweep(
 ) -> None:
     """Run a sweep: train, search, fine-tune the Pareto-optimal models. Goes on with one that was interrupted."""
     from orchestrator.config import load_config
-    from orchestrator.pipeline import run_sweep
 
     loaded = load_config(config, set_ or [])
+    from orchestrator.pipeline import run_sweep  # seconds: what is wrong with the configuration is said before
+
     folder = output or Path("runs") / loaded.name
     console = Console()
     with _stopped_in_words(folder):
@@ -85,10 +86,11 @@ def _print_results(front: "SweepFront", folder: Path, console: Console) -> None:
 def validate(config: ConfigArgument, set_: SetOption = None) -> None:
     """Check a configuration, its search space and its data without training anything."""
     from orchestrator.config import dump_config, load_config
+
+    loaded = load_config(config, set_ or [])  # before torch is imported: errors of the file are told at once
     from orchestrator.jobs import pretrain_job
     from orchestrator.plan import plan_sweep
 
-    loaded = load_config(config, set_ or [])
     plan = plan_sweep(loaded)
     cost = plan.dense_cost
     print(dump_config(loaded), end="")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from trainers.config import FactorizationConfig, MethodConfig, as_record
@@ -30,6 +31,14 @@ class Network:
 
     sample_shape: tuple[int, ...]
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+
+
+def put(new: list[Tensor], place: list[Tensor]) -> list[Tensor]:
+    """Return `new`, copied into the tensors of `place` if there are any: a CUDA graph reads those it was captured with."""
+    if not place:
+        return new
+    torch._foreach_copy_(place, new)
+    return place
 
 
 class Method:
@@ -130,9 +139,18 @@ class Method:
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Before epoch `epoch` (from 0) of `epochs`."""
 
+    def loss_weight(self, progress: float) -> float:
+        """Return the weight of `loss_term` in the next step's loss, 0 for none; `progress` of the stage is in [0, 1)."""
+        return 0.0
+
+    def loss_term(self) -> Tensor:
+        """Return what is added to the task's loss, a scalar; by operations on the device alone, and equal at every step."""
+        raise NotImplementedError
+
     def loss_terms(self, progress: float) -> Tensor | None:
-        """Return what is added to the task's loss, a scalar, before each step; `progress` of the stage is in [0, 1)."""
-        return None
+        """Return `loss_term` times its weight, or None where that is 0."""
+        weight = self.loss_weight(progress)
+        return None if weight == 0 else weight * self.loss_term()
 
     def after_backward(self) -> None:
         """Before each step, when the gradients are there; may add those of terms whose derivative has a closed form."""
@@ -198,6 +216,10 @@ class Method:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a `state`; the weights are loaded after it."""
+
+    def uncapturable(self) -> str | None:
+        """Return the setting with which a CUDA graph of one step would not do for all steps; None where there is none."""
+        return None
 
     def strength_at(self, progress: float) -> float:
         """Return the penalty's weight at `progress` of the stage, by `strength_schedule`."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainers.deploy import PrunedModel, Spectra, prune_to_ranks, rank_problem, stored_spectra
 from trainers.factorization import finite_svd, from_matrix, to_matrix
-from trainers.methods.base import Method, ValidationLoss
+from trainers.methods.base import Method, ValidationLoss, put
 from trainers.rank_rules import LayerSpectrum, RankProblem, Ranks, Unit
 
 
@@ -49,11 +49,15 @@ class LC(Method):
         if step % self.config.compression_period == 0:
             self._compress()
 
-    def loss_terms(self, progress: float) -> Tensor | None:
-        """Return mu / 2 * sum ||W - D||_F^2."""
+    def loss_weight(self, progress: float) -> float:
+        """Half of mu."""
         self._mu = self._mu_at(progress)
+        return self._mu / 2
+
+    def loss_term(self) -> Tensor:
+        """Return sum ||W - D||_F^2."""
         pairs = zip(self._layers.values(), self._copies, strict=True)
-        return self._mu / 2 * torch.stack([(layer.weight - near).square().sum() for layer, near in pairs]).sum()  # type: ignore[operator]
+        return torch.stack([(layer.weight - near).square().sum() for layer, near in pairs]).sum()  # type: ignore[operator]
 
     def cut(self, model: torch.nn.Module, spectra: Spectra, validation_loss: ValidationLoss | None) -> PrunedModel:
         """Cut at the ranks of a last C step."""
@@ -78,10 +82,11 @@ class LC(Method):
         }
         problem = replace(self._problem, layers=layers)
         ranks = learned_ranks(problem, config.rank_cost, self._mu, config.budget_unit, config.rank_multiple)
-        self._copies = [
+        copies = [
             from_matrix((u[:, :k] * s[:k]) @ vt[:k], tuple(weight.shape), config.decomposition)
             for weight, (u, s, vt), k in zip(weights, factors, ranks.values(), strict=True)
         ]
+        self._copies = put(copies, self._copies)
 
 
 def learned_ranks(problem: RankProblem, rank_cost: float, mu: float, unit: Unit, multiple: int) -> Ranks:

@@ -44,10 +44,13 @@ class LoRITa(Method):
         """Group the factors by shape."""
         self._factors = by_shape(product_factors(self.model))
 
-    def loss_terms(self, progress: float) -> Tensor | None:
-        """Return strength / 2 * sum ||W_i||_F^2."""
-        strength = self.strength_at(progress)
-        return strength / 2 * sparsity_of(self._factors, torch.Tensor.square) if strength > 0 else None
+    def loss_weight(self, progress: float) -> float:
+        """Half the strength."""
+        return self.strength_at(progress) / 2
+
+    def loss_term(self) -> Tensor:
+        """Return sum ||W_i||_F^2."""
+        return sparsity_of(self._factors, torch.Tensor.square)
 
     def dense_copy(self) -> nn.Module:
         """Return the network with its products multiplied out."""

@@ -56,17 +56,22 @@ class SVDTraining(Method):
         """A held gradient does not outlive its epoch, so that a resumed training is the same one."""
         self._orthogonality.renew()
 
-    def loss_terms(self, progress: float) -> Tensor | None:
-        """Return strength * sum R(s); `after_backward` has the other term."""
-        strength = self.strength_at(progress)
-        if strength == 0:
-            return None
+    def loss_weight(self, progress: float) -> float:
+        """The strength."""
+        return self.strength_at(progress)
+
+    def loss_term(self) -> Tensor:
+        """Return sum R(s); `after_backward` has the other term."""
         assert self.config.regularizer is not None
-        return strength * sparsity_of(self._values, SPARSITY[self.config.regularizer])
+        return sparsity_of(self._values, SPARSITY[self.config.regularizer])
 
     def after_backward(self) -> None:
         """Add the gradient of orthogonality_weight * sum (L_o(U) + L_o(V))."""
         self._orthogonality.add_gradient()
+
+    def uncapturable(self) -> str | None:
+        """The orthogonality gradient is another one at every `orthogonality_period`-th step."""
+        return "orthogonality_period" if self.config.orthogonality_period > 1 else None
 
     def after_step(self, step: int) -> None:
         """Retract U and V, if asked for."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.factorization import finite_svd, from_matrix, to_matrix
-from trainers.methods.base import Method
+from trainers.methods.base import Method, put
 from trainers.rank_rules import rank_by_energy
 
 
@@ -38,20 +38,22 @@ class TRP(Method):
         if step % self.config.compression_period == 0:
             self._truncate()
 
-    def loss_terms(self, progress: float) -> Tensor | None:
-        """Return strength * sum <W, U_k V_k^T>, whose gradient is the sub-gradient wanted."""
-        strength = self.strength_at(progress)
-        if strength == 0:
-            return None
+    def loss_weight(self, progress: float) -> float:
+        """The strength."""
+        return self.strength_at(progress)
+
+    def loss_term(self) -> Tensor:
+        """Return sum <W, U_k V_k^T>, whose gradient is the sub-gradient wanted."""
         pairs = zip(self._layers, self._polar, strict=True)
-        return strength * torch.stack([(layer.weight * polar).sum() for layer, polar in pairs]).sum()  # type: ignore[operator]
+        return torch.stack([(layer.weight * polar).sum() for layer, polar in pairs]).sum()  # type: ignore[operator]
 
     def _truncate(self) -> None:
         energy = self.config.truncation_energy
-        self._polar = [
+        polar = [
             compress_(layer, self.config.decomposition, lambda s: rank_by_energy(s.double().cpu(), energy))
             for layer in self._layers
         ]
+        self._polar = put(polar, self._polar)
 
 
 @torch.no_grad()

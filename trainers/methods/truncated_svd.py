@@ -22,13 +22,15 @@ class TruncatedSVD(Method):
         """Find the weights that the penalty acts on."""
         self._layers = list(self.dense_layers().values())
 
-    def loss_terms(self, progress: float) -> Tensor | None:
-        """Return strength * sum R(W), if there is a regularizer."""
-        strength, name = self.strength_at(progress), self.config.regularizer
-        if name is None or strength == 0:
-            return None
+    def loss_weight(self, progress: float) -> float:
+        """The strength, if there is a regularizer."""
+        return 0.0 if self.config.regularizer is None else self.strength_at(progress)
+
+    def loss_term(self) -> Tensor:
+        """Return sum R(W)."""
+        assert self.config.regularizer is not None
         matrices = [to_matrix(layer.weight, self.config.decomposition) for layer in self._layers]  # type: ignore[arg-type]
-        return strength * sparsity_of(by_shape(matrices), SPECTRAL[name])
+        return sparsity_of(by_shape(matrices), SPECTRAL[self.config.regularizer])
 
 
 class ARSVD(TruncatedSVD):
