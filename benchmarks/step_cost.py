@@ -4,27 +4,32 @@ Steps (forward, loss, penalties, backward, optimizer) of the dense network, of o
 plain implementation are timed in turn, round after round, so that a slow moment of the machine falls on all of them; a
 ratio is the median over rounds of paired ratios. The plain implementation is the form in which such methods are usually
 published: each layer is two convolutions at full rank, and the penalties are computed layer by layer with autograd's own
-gradients. Every comparison is within one data type and one memory format.
+gradients. Every comparison is within one data type and one memory format. With one thread on a CPU times are processor
+time, which other processes change little; else wall time.
+
+`authors` compares whole steps, each as it comes: that of SVD training's authors (`AuthorsStep`: fp32, contiguous) with ours
+(`trainers.step`, channels last) in fp32 and bf16, by `--steps` (`eager`, `compile`, `graph`, `compile_graph`), in images/s.
 
     python benchmarks/step_cost.py --rounds 15 --json FILE
 
 The JSON has `channel_vs_dense`, `spatial_vs_dense`, `two_conv_vs_channel`, `two_conv_vs_spatial` (ResNet-20, fp32, the
-memory format in which the dense network is faster), `mlp_vs_dense` and `mlp_period16_vs_dense` (784-300-100-10; the second
+memory format in which the dense network is faster), `throughput_vs_authors_channel` and `_spatial` (our fastest way's
+images/s over theirs), `mlp_vs_dense` and `mlp_period16_vs_dense` (784-300-100-10; the second
 with the orthogonality gradient renewed every sixteenth step), and the same for each variant under `variants`.
 """
 
-import argparse
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bench_options import benchmark_parser, write
 from torch import Tensor, nn
 
 from trainers.config import FactorizationConfig, MethodConfig, ModelConfig, TrainingConfig
@@ -32,6 +37,7 @@ from trainers.layers import SVDConv
 from trainers.methods import Network, make_method
 from trainers.models import ModelSpec, build_model
 from trainers.optimizers import make_optimizer
+from trainers.step import Step as OurStep
 from trainers.surgery import factorize, replace_modules
 
 SHAPES = {"lenet5": (1, 28, 28), "mlp": (1, 28, 28), "tiny": (1, 8, 8)}
@@ -58,14 +64,54 @@ class TwoConv(nn.Module):
 
 def looped_penalty(model: nn.Module, strength: float, weight: float) -> Tensor:
     """Hoyer and orthogonality penalties, layer by layer."""
-    total = torch.zeros(())
+    total = torch.zeros((), device=next(model.parameters()).device)
     for module in model.modules():
         if isinstance(module, TwoConv):
             total = total + strength * (module.s.abs().sum() / module.s.square().sum().sqrt() - 1)
             for factor in module.factors():
                 gram = factor @ factor.T
-                total = total + weight * (gram - torch.eye(len(gram))).square().sum() / len(gram) ** 2
+                total = (
+                    total + weight * (gram - torch.eye(len(gram), device=gram.device)).square().sum() / len(gram) ** 2
+                )
     return total
+
+
+class AuthorsStep:
+    """A step as the authors of SVD training publish it, on a network of TwoConv layers.
+
+    The penalties are summed layer by layer, where s is not all zero, which the host has to read; the losses are read for
+    the log. Adam is PyTorch's default, and nothing is said about memory formats.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        self.log: dict[str, float] = {}
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        loss = F.cross_entropy(self.model(x), y)
+        sparsity, orthogonality = torch.zeros_like(loss), torch.zeros_like(loss)
+        for module in self.model.modules():
+            if isinstance(module, TwoConv):
+                if module.s.abs().sum() > 0:
+                    sparsity = sparsity + module.s.abs().sum() / module.s.square().sum().sqrt() - 1
+                for factor in module.factors():
+                    identity = torch.eye(len(factor), device=factor.device)
+                    orthogonality = orthogonality + (factor @ factor.T - identity).square().sum() / len(factor) ** 2
+        total = loss + 0.01 * sparsity + orthogonality
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        self.log = {"loss": loss.item(), "sparsity": sparsity.item(), "orthogonality": orthogonality.item()}
+
+
+def authors_network(spec: ModelSpec, decomposition: str) -> nn.Module:
+    """The network with each decomposed convolution as two."""
+    torch.manual_seed(0)
+    model = build_model(spec)
+    factorize(model, decomposition, spec.sample_shape)
+    replace_modules(model, lambda module: TwoConv(module) if isinstance(module, SVDConv) else None)
+    return model
 
 
 def optimization_step(
@@ -114,10 +160,7 @@ def make_steps(
         return optimization_step(method.model, (x, y), bf16, lambda: method.loss_terms(0.5), method.after_backward)
 
     def two_conv(decomposition: str) -> Step:
-        model = fresh()
-        factorize(model, decomposition, spec.sample_shape)
-        replace_modules(model, lambda module: TwoConv(module) if isinstance(module, SVDConv) else None)
-        placed(model)
+        model = placed(authors_network(spec, decomposition))
         return optimization_step(model, (x, y), bf16, lambda: looped_penalty(model, 0.01, 1.0))
 
     steps = {"dense": optimization_step(placed(fresh()), (x, y), bf16)}
@@ -132,10 +175,53 @@ def make_steps(
     }
 
 
+def whole_steps(spec: ModelSpec, batch_size: int, ways: list[str], device: torch.device) -> dict[str, Step]:
+    """The authors' step for both decompositions, and ours by each way and data type."""
+    x = torch.randn(batch_size, *spec.sample_shape, device=device)
+    y = torch.randint(spec.num_classes, (batch_size,), device=device)
+
+    def authors(decomposition: str) -> Step:
+        step = AuthorsStep(authors_network(spec, decomposition).to(device).train())
+        return lambda: step(x, y)
+
+    def ours(decomposition: str, way: str, dtype: str) -> Step:
+        torch.manual_seed(0)
+        method = make_method(MethodConfig(decomposition=decomposition), Network(spec.sample_shape))
+        method.prepare(build_model(spec))
+        method.model.to(device).to(memory_format=torch.channels_last).train()
+        method.bind()
+        training = TrainingConfig(step=way, dtype=dtype)
+        step = OurStep(method, make_optimizer(method.model, training), training, device)
+        images = x.contiguous(memory_format=torch.channels_last)
+        return lambda: step(images, y, 0.5)
+
+    steps = {f"authors_{decomposition}": authors(decomposition) for decomposition in ("channel", "spatial")}
+    for way, dtype, decomposition in product(ways, ("float32", "bfloat16"), ("channel", "spatial")):
+        steps[f"{decomposition}_{dtype}_{way}"] = ours(decomposition, way, dtype)
+    return steps
+
+
+def throughput(times: dict[str, list[float]], batch_size: int) -> dict[str, Any]:
+    """Images/s of each step, and each of ours over the authors' of its decomposition."""
+    ratios = {
+        name: ratio(times, f"authors_{name.partition('_')[0]}", name)
+        for name in times
+        if not name.startswith("authors")
+    }
+    images_s = {name: 1000 * batch_size / statistics.median(values) for name, values in times.items()}
+    best = {
+        f"throughput_vs_authors_{form}": max(found["median"] for name, found in ratios.items() if name.startswith(form))
+        for form in ("channel", "spatial")
+    }
+    return {"images_s": images_s, "ratios": ratios, **best}
+
+
 def measure(steps: dict[str, Step], rounds: int, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Milliseconds per step of each, one figure a round, measured in turn."""
     for step in steps.values():
-        seconds(step, repeats, device)  # warm-up
+        seconds(
+            step, max(repeats, 4 if device.type == "cuda" else 1), device
+        )  # warm-up: a graph is captured at the fourth
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -144,12 +230,14 @@ def measure(steps: dict[str, Step], rounds: int, repeats: int, device: torch.dev
 
 
 def seconds(step: Step, repeats: int, device: torch.device) -> float:
-    start = time.perf_counter()
+    on_gpu = device.type == "cuda"
+    clock = time.process_time if not on_gpu and torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     for _ in range(repeats):
         step()
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def ratio(times: dict[str, list[float]], one: str, other: str) -> dict[str, float]:
@@ -173,17 +261,42 @@ def compare(times: dict[str, list[float]]) -> dict[str, Any]:
     return {"ms": {name: statistics.median(values) for name, values in times.items()}, "ratios": found}
 
 
+def table(found: dict[str, Any]) -> str:
+    """Markdown: a row for each ratio."""
+    labels = {
+        "channel_vs_dense": "channel-wise / dense",
+        "spatial_vs_dense": "spatial-wise / dense",
+        "two_conv_vs_channel": "two convolutions / channel-wise",
+        "two_conv_vs_spatial": "two convolutions / spatial-wise",
+        "mlp_vs_dense": "MLP 784-300-100-10 / dense",
+        "mlp_period16_vs_dense": "the same, orthogonality every 16 steps / dense",
+    }
+    lines = ["| time of a step | median | quartiles |", "|---|---:|---:|"]
+    for variant, result in found["variants"].items():
+        for name, row in result["ratios"].items():
+            lines.append(f"| {labels[name]}, {variant} | {row['median']:.2f} | {row['low']:.2f} to {row['high']:.2f} |")
+    authors = found["authors"]
+    lines += ["", "| whole step | images/s | over the authors' |", "|---|---:|---:|"]
+    for name, images_s in authors["images_s"].items():
+        over = authors["ratios"].get(name)
+        lines.append(f"| {name} | {images_s:.0f} | {'' if over is None else format(over['median'], '.2f')} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--model", default="resnet20", help="the convolutional network")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=3, help="steps timed together")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--steps", nargs="+", default=["eager"], help="ways of running our step, of TrainingConfig.step"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(options.device)
     network = ModelSpec(ModelConfig(options.model), SHAPES.get(options.model, (3, 32, 32)), 10)
     mlp = ModelSpec(ModelConfig("mlp", (300, 100)), SHAPES["mlp"], 10)
     variants = {
@@ -198,10 +311,14 @@ def main() -> None:
         repeats = options.repeats * (10 if spec is mlp else 1)
         results[name] = compare(measure(steps, options.rounds, repeats, device))
         print(name, json.dumps(results[name], indent=1), flush=True)
+    steps = whole_steps(network, options.batch_size, options.steps, device)
+    authors = throughput(measure(steps, options.rounds, options.repeats, device), options.batch_size)
+    print("authors", json.dumps(authors, indent=1), flush=True)
     best = min(("fp32_channels_last", "fp32_contiguous"), key=lambda name: results[name]["ms"]["dense"])
     headline = {**results[best]["ratios"], **results["mlp_fp32"]["ratios"]}
     found = {
         **{key: value["median"] for key, value in headline.items()},
+        **{key: value for key, value in authors.items() if key.startswith("throughput")},
         "memory_format": best,
         "model": options.model,
         "batch_size": options.batch_size,
@@ -212,9 +329,9 @@ def main() -> None:
         else f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "variants": results,
+        "authors": authors,
     }
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    write(options, found, table(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmarks run, and write what programs read; their figures are not asserted here."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -79,3 +80,21 @@ def test_the_usual_implementation_computes_what_ours_does(pytestconfig, monkeypa
         replace_modules(model, lambda module: TwoConv(module) if isinstance(module, SVDConv) else None)
         torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(looped_penalty(model, 0.01, 1.0), penalty, rtol=1e-6, atol=1e-9, check_dtype=False)
+
+
+def test_speed_needs_neither_ray_nor_mlflow_nor_optuna(pytestconfig, tmp_path, monkeypatch):
+    for name in ("ray", "mlflow", "optuna"):
+        (tmp_path / "none" / name).mkdir(parents=True)
+        (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('not installed')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'none'}:{os.environ['PYTHONPATH']}")
+    run(pytestconfig, "speed.py", "--quick", "--device", "cpu", "--output", tmp_path)
+    found = json.loads((tmp_path / "speed_cpu.json").read_text())
+    assert found["step_cost.py"]["throughput_vs_authors_spatial"] > 0
+    assert found["environment"]["hardware"]["cpu_count"] > 0
+    rows = found["epoch_time.py"]["epochs"]
+    assert rows.keys() >= {"authors, channel", "eager, float32, spatial"}
+    assert all(row["s"] > 0 and row["speedup"] > 0 for row in rows.values())
+    table = (tmp_path / "speed_cpu.md").read_text()
+    assert all(
+        text in table for text in ("# Speed on a CPU", "authors_spatial", "eager, bfloat16, channel", "torch 2.")
+    )
