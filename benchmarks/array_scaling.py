@@ -1,9 +1,9 @@
 """What does it give to train K trials as one array, in throughput and memory?
 
 An epoch of SVD training of K networks, as an array and one after the other, is timed in turn, round after round; a ratio is
-the median over rounds of paired ratios. Without a GPU one thread computes, and its processor time counts. Trials differ in learning rate, regularizer and strength. `shared`: all see the
+the median over rounds of paired ratios. Trials differ in learning rate, regularizer and strength. `shared`: all see the
 same batches, as trials of one sweep that began together do; `own`: each has a seed of its own. Images are random. Without
-a GPU the peak memory is the process's so far.
+a GPU one thread computes, its processor time counts, and the peak memory is the process's so far.
 
     python benchmarks/array_scaling.py --json FILE --markdown FILE
     python benchmarks/array_scaling.py --counts 1 2 4 8 16 32 64 --steps 100 --rounds 5   # a GPU

@@ -15,8 +15,6 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from trainers.optimizers import set_learning_rate
 
-_CACHED = 2**19  # numbers of one matrix that a CPU updates at a time: more would be read from memory at each operator
-
 
 @dataclass(frozen=True)
 class _Part:
@@ -68,9 +66,7 @@ class ArrayOptimizer:
         self._done += 1
         for part in self._parts:
             gradients = torch.cat([cast(Tensor, self._array[name].grad).flatten(1) for name in part.names], 1)
-            rows = len(gradients) if gradients.is_cuda else max(1, _CACHED // gradients.shape[1])
-            for first in range(0, len(gradients), rows):
-                self._update(part, gradients, sizes, slice(first, first + rows))
+            self._update(part, gradients, sizes)
         for parameter in self._array.values():
             parameter.grad = None
 
@@ -90,26 +86,24 @@ class ArrayOptimizer:
                 if "step" in state:
                     state["step"].fill_(steps + self._done)
 
-    def _update(self, part: _Part, gradients: Tensor, sizes: Tensor, rows: slice) -> None:
-        """One step of some rows; `sizes` (coefficients, K, 1) are those of `_table`."""
+    def _update(self, part: _Part, gradient: Tensor, sizes: Tensor) -> None:
+        """One step; `sizes` (3, K, 1) are those of `_table`."""
         settings, first = self._settings, self._optimizers[0]
-        weights, gradient, decay = part.weights[rows], gradients[rows], part.decay[rows]
-        rate, root = sizes[0, rows] * part.scale[rows], sizes[1, rows]
-        if isinstance(first, AdamW):
-            if part.decays:
-                weights.mul_(1 - sizes[2, rows] * part.scale[rows] * decay)
+        size, root, rate = sizes[0] * part.scale, sizes[1], sizes[2] * part.scale
+        if part.decays and isinstance(first, AdamW):
+            part.weights.mul_(1 - rate * part.decay)
         elif part.decays:
-            gradient = torch.addcmul(gradient, weights, decay)
+            gradient = torch.addcmul(gradient, part.weights, part.decay)
         if isinstance(first, SGD):
-            if "momentum_buffer" in part.state:
-                gradient = part.state["momentum_buffer"][rows].mul_(settings["momentum"]).add_(gradient)
-            weights.addcmul_(gradient, rate, value=-1)
+            if (buffer := part.state.get("momentum_buffer")) is not None:
+                gradient = buffer.mul_(settings["momentum"]).add_(gradient)
+            part.weights.addcmul_(gradient, rate, value=-1)
             return
         beta1, beta2 = settings["betas"]
-        mean, square = part.state["exp_avg"][rows], part.state["exp_avg_sq"][rows]
+        mean, square = part.state["exp_avg"], part.state["exp_avg_sq"]
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        weights.addcdiv_(mean * rate, square.sqrt().div_(root).add_(settings["eps"]), value=-1)
+        part.weights.addcdiv_(mean * size, square.sqrt().div_(root).add_(settings["eps"]), value=-1)
 
     def _table(self) -> Tensor:
         """Return for each step (3, K, 1): the rate divided by Adam's first correction, the root of its second, the rate."""
