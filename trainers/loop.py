@@ -7,7 +7,7 @@ the uninterrupted one: nothing but weights and optimizer state has to be remembe
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,62 @@ class Stage:
     keep: int = 2
 
 
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What training for an epoch gave and took: the mean cross-entropy of its batches, and times as in `EpochResult`."""
+
+    loss: float
+    duration_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class PendingEpoch:
+    """Epoch `epoch` (from 0) of a stage, which is due; `data` is on the network's device."""
+
+    method: Method
+    optimizer: Optimizer
+    step: Step
+    data: ImageData
+    stage: Stage
+    epoch: int
+    distillation: Distillation | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed from which all random numbers of the epoch come."""
+        return stage_seed(self.stage.training.seed, self.stage.name, self.epoch)
+
+    def train(self) -> TrainedEpoch:
+        """Train it by itself. Raises NonFiniteError."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        loss = _train_epoch(self)
+        return TrainedEpoch(loss, time.perf_counter() - started, time.process_time() - cpu_started)
+
+
+# yields results, and each epoch that is due, for which it is sent what training it gave
+Steps = Generator["EpochResult | PendingEpoch", "TrainedEpoch | None", "list[dict[str, Any]]"]
+
+
 def stage_seed(seed: int, *parts: str | int) -> int:
     """Return a seed that depends on `seed` and on where it is used, below 2^63."""
     text = ":".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+def each_alone(steps: Steps) -> Iterator[EpochResult]:
+    """Train the epochs that `steps` asks for, one after the other, and yield its results."""
+    reply = None
+    while True:
+        try:
+            found = steps.send(reply)
+        except StopIteration:
+            return
+        reply = None
+        if isinstance(found, PendingEpoch):
+            reply = found.train()
+        else:
+            yield found
 
 
 def train(
@@ -93,13 +145,14 @@ def train(
     stage: Stage,
     evaluate: Callable[[int], Evaluation],
     distillation: Distillation | None = None,
-) -> Iterator[EpochResult]:
-    """Train `method.model` on its device and yield one result per epoch; `data` must be on the same device.
+) -> Steps:
+    """Train `method.model` on its device: yield one result per epoch, and before it the epoch, for the caller to train.
 
-    Loss = cross-entropy (or what `distillation` makes of it) + the method's terms. `evaluate` is called after each epoch,
-    with its number, and gives the metrics beside `train_loss` and `learning_rate`. With `stage.checkpoint`, each epoch ends
-    with a checkpoint there, and one that is there already is resumed. Raises NonFiniteError for a loss that is NaN or
-    infinite, CheckpointError for a checkpoint of another config.
+    Loss = cross-entropy (or what `distillation` makes of it) + the method's terms. `data` must be on the same device.
+    `evaluate` is called after each epoch, with its number, and gives the metrics beside `train_loss` and `learning_rate`.
+    With `stage.checkpoint`, each epoch ends with a checkpoint there, and one that is there already is resumed. Returns the
+    results' records. Raises CheckpointError for a checkpoint of another config; training raises NonFiniteError for a loss
+    that is NaN or infinite.
     """
     history, optimizer = _start(method, stage)
     step = Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
@@ -107,25 +160,28 @@ def train(
         yield EpochResult(**record, replayed=True)
     for epoch in range(len(history), stage.epochs):
         if _stalled(history, stage.patience):
-            return
-        started, cpu_started = time.perf_counter(), time.process_time()
+            break
         model = method.model
-        loss = _train_epoch(method, step, data, stage, epoch)
+        trained = yield PendingEpoch(method, optimizer, step, data, stage, epoch, distillation)
+        assert trained is not None
+        started, cpu_started = time.perf_counter(), time.process_time()
         method.end_epoch()
         learning_rate = float(optimizer.param_groups[0]["lr"]) / optimizer.param_groups[0]["scale"]
         if method.model is not model:  # the method has put another network in place
             optimizer = _optimizer(method, stage)
             step = Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
         found = evaluate(epoch + 1)
-        metrics = {"train_loss": loss, "learning_rate": learning_rate, **found.metrics}
+        metrics = {"train_loss": trained.loss, "learning_rate": learning_rate, **found.metrics}
         if stage.accumulation > 1:  # a record says where it is not what the settings alone give
             metrics["accumulation"] = stage.accumulation
-        duration_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+        duration_s = trained.duration_s + time.perf_counter() - started
+        cpu_s = trained.cpu_s + time.process_time() - cpu_started
         result = EpochResult(epoch + 1, metrics, duration_s, cpu_s, time.time(), found.curve)
         history.append(result.record())
         if stage.checkpoint is not None:
             _save(method, optimizer, stage, history)
         yield result
+    return history
 
 
 def _stalled(history: list[dict[str, Any]], patience: int | None) -> bool:
@@ -136,12 +192,12 @@ def _stalled(history: list[dict[str, Any]], patience: int | None) -> bool:
     return max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
 
-def _train_epoch(method: Method, train_on: Step, data: ImageData, stage: Stage, epoch: int) -> float:
+def _train_epoch(due: PendingEpoch) -> float:
     """One pass over the training rows; returns the mean cross-entropy of its batches, without the penalties."""
+    method, data, stage, epoch = due.method, due.data, due.stage, due.epoch
     config = stage.training
-    seed = stage_seed(config.seed, stage.name, epoch)
-    torch.manual_seed(seed)  # dropout and the like
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(due.seed)  # dropout and the like
+    generator = torch.Generator().manual_seed(due.seed)
     steps = max(1, len(data.train_rows) // config.batch_size)
     # cross-entropy, and the whole loss; read once, at the end: a read per step would stall a GPU
     totals = torch.zeros(2, device=data.images.device)
@@ -149,15 +205,20 @@ def _train_epoch(method: Method, train_on: Step, data: ImageData, stage: Stage, 
     method.start_epoch(epoch, stage.epochs)
     batches = training_batches(data, config.batch_size, config.augmentation, generator, DTYPES[config.dtype])
     for step, (images, labels) in enumerate(batches):
-        totals += train_on(images, labels, (epoch + step / steps) / stage.epochs)
+        totals += due.step(images, labels, (epoch + step / steps) / stage.epochs)
         method.after_step(step + 1)
     mean_task_loss, mean_loss = (totals / steps).tolist()
+    require_finite(mean_loss, due)
+    return float(mean_task_loss)
+
+
+def require_finite(mean_loss: float, due: PendingEpoch) -> None:
+    """Raise NonFiniteError where an epoch's mean loss is NaN or infinite."""
     if not math.isfinite(mean_loss):
         raise NonFiniteError(
-            f"the loss must stay finite, but became {mean_loss} in epoch {epoch + 1} of stage {stage.name!r}; lower "
-            f"learning_rate (now {config.learning_rate}) or the penalties"
+            f"the loss must stay finite, but became {mean_loss} in epoch {due.epoch + 1} of stage {due.stage.name!r}; lower "
+            f"learning_rate (now {due.stage.training.learning_rate}) or the penalties"
         )
-    return float(mean_task_loss)
 
 
 @torch.no_grad()

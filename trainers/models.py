@@ -103,7 +103,7 @@ def tiny(config: ModelConfig, shape: Shape, num_classes: int) -> nn.Module:
     )
 
 
-class _PadShortcut(nn.Module):
+class PadShortcut(nn.Module):
     """Option A of He et al. 2016, section 4.2: every other pixel, and zero channels up to `channels`."""
 
     def __init__(self, stride: int, added: int) -> None:
@@ -111,6 +111,7 @@ class _PadShortcut(nn.Module):
         self.stride, self.added = stride, added
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C + added, H / stride, W / stride)."""
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
 
@@ -122,7 +123,7 @@ class _BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(n_out)
-        self.shortcut = nn.Identity() if stride == 1 else _PadShortcut(stride, n_out - n_in)
+        self.shortcut = nn.Identity() if stride == 1 else PadShortcut(stride, n_out - n_in)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))

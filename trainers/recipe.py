@@ -40,7 +40,7 @@ from trainers.distillation import Distillation
 from trainers.errors import CheckpointError
 from trainers.form import ModelForm
 from trainers.latency_table import LatencyTable
-from trainers.loop import EpochResult, Evaluation, Stage, evaluate_split, stage_seed, train
+from trainers.loop import EpochResult, Evaluation, Stage, Steps, each_alone, evaluate_split, stage_seed, train
 from trainers.methods import Method, Network, make_method, pretraining, resolve
 from trainers.methods.base import ValidationLoss
 from trainers.models import ModelSpec, build_model, build_shapes
@@ -92,7 +92,7 @@ def dense_model(setting: Setting) -> nn.Module:
 def train_dense(setting: Setting, epochs: int, directory: Path | None = None) -> Iterator[EpochResult]:
     """Train the undecomposed network for `epochs`: the baseline."""
     stage = _stage("dense", setting, epochs, directory, {})
-    yield from _run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense")))
+    yield from each_alone(_run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense"))))
 
 
 def pretrain(
@@ -109,7 +109,7 @@ def pretrain(
     shared = None if store is None or directory is None else (store / f"{_digest(stage)}.pt", directory / MODEL_FILE)
     if shared is not None:
         _share(*shared)
-    yield from _run(stage, setting, directory, lambda: _prepared(setting, start))
+    yield from each_alone(_run(stage, setting, directory, lambda: _prepared(setting, start)))
     if shared is not None:
         _share(*reversed(shared))
 
@@ -129,6 +129,18 @@ def compress(
     With `curve`, the results of the last epoch, and of those in `curve_epochs`, hold scored cuts, and the metric `score`
     is that of the method's own. On the way there are half as many, without steps of recovery.
     """
+    yield from each_alone(compress_steps(setting, config, start_from, directory, curve, curve_epochs))
+
+
+def compress_steps(
+    setting: Setting,
+    config: MethodConfig,
+    start_from: Path | bytes,
+    directory: Path | None = None,
+    curve: CurveConfig | None = None,
+    curve_epochs: Collection[int] = (),
+) -> Steps:
+    """`compress`, whose caller trains each epoch that is due, such as with those of other trials (`trainers.arrays`)."""
     saved = load_model(start_from)
 
     def start() -> Method:
@@ -153,7 +165,7 @@ def compress(
         on_the_way = None if curve is None else replace(curve, num_points=-(-curve.num_points // 2), recovery_steps=0)
         return _cut_evaluation(method, placed, (curve if epoch == epochs else on_the_way) if epoch in due else None)
 
-    yield from _run(stage, setting, directory, start, evaluate)
+    return (yield from _run(stage, setting, directory, start, evaluate))
 
 
 def finetune(
@@ -193,7 +205,7 @@ def finetune(
     if patience is not None:
         record |= {"patience": patience}
     stage = replace(_stage("finetune", setting, epochs, directory, record), patience=patience)
-    yield from _run(stage, setting, directory, start, distillation=teaching)
+    yield from each_alone(_run(stage, setting, directory, start, distillation=teaching))
 
 
 def evaluate_model_file(path: Path, data: ImageData, device: torch.device, dtype: str = "float32") -> dict[str, float]:
@@ -237,26 +249,23 @@ def _run(
     start: Callable[[], Method],
     evaluate: Callable[[Method, Setting, int], Evaluation] | None = None,
     distillation: Distillation | None = None,
-) -> Iterator[EpochResult]:
+) -> Steps:
     """Run one stage, or repeat its recorded results if its model file is there; metrics are of the network as it is, or
     what `evaluate` makes of it, the setting on its device and the epoch.
     """
     model_file = None if directory is None else directory / MODEL_FILE
     if model_file is not None and model_file.exists():
-        yield from _recorded(model_file, stage)
-        return
+        return (yield from _recorded(model_file, stage))
     method = start()
     method.model.to(setting.device).to(memory_format=torch.channels_last)
     method.bind()
     placed = replace(setting, data=setting.data.to(setting.device))
     measure = partial(evaluate or _evaluation, method, placed)
-    history = []
-    for result in train(method, placed.data, stage, measure, distillation):
-        history.append(result.record())
-        yield result
+    history = yield from train(method, placed.data, stage, measure, distillation)
     if model_file is not None:
         save_model(SavedModel(method.model, setting.spec, method.form, stage.config, history), model_file)
         remove_checkpoints(model_file.parent / CHECKPOINT_FILE)
+    return history
 
 
 def _evaluation(method: Method, setting: Setting, epoch: int) -> Evaluation:
@@ -300,11 +309,12 @@ def _share(source: Path, target: Path) -> None:
         _log.warning("stage 1 is not shared by %s: %s", target if source.exists() else source, error)
 
 
-def _recorded(model_file: Path, stage: Stage) -> Iterator[EpochResult]:
+def _recorded(model_file: Path, stage: Stage) -> Steps:
     saved = load_model(model_file)
     require_same_config(model_file, saved.config, stage.config)
     for record in saved.history:
         yield EpochResult(**record, replayed=True)
+    return saved.history
 
 
 def _validation_loss(setting: Setting) -> ValidationLoss:
