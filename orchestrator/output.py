@@ -4,17 +4,20 @@ import fcntl
 import json
 import os
 import platform
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from orchestrator.config import SweepConfig, dump_config, load_config
 from orchestrator.paths import SweepPaths
 from trainers.atomic import atomic_file
 from trainers.config import as_record
 from trainers.errors import SweepError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -111,14 +114,31 @@ def read_state(paths: SweepPaths) -> dict[str, str]:
         if not paths.state.exists():
             return {"sweep_id": uuid.uuid4().hex, "store": ""}
         state: dict[str, str] = json.loads(paths.state.read_text())
-        return {key: state[key] for key in ("sweep_id", "store")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not re.fullmatch(r"\w{1,64}", state["sweep_id"]):  # it becomes a part of queries
+            raise ValueError("its sweep_id is none")
+        return {"sweep_id": state["sweep_id"], "store": str(state["store"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SweepError(f"{paths.state} must be readable JSON, but: {error}; use another --output") from error
 
 
 def write_state(paths: SweepPaths, state: dict[str, str]) -> None:
     """Keep the sweep's identity for the next start."""
     write_text(paths.state, json.dumps(state, indent=2) + "\n")
+
+
+def read_json(path: Path, missing: T) -> T:
+    """Return what a file of JSON holds, `missing` where there is none; raises SweepError where it is of another type."""
+    if not path.is_file():
+        return missing
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SweepError(f"{path} must be readable JSON, but: {error}; run the sweep's command again") from error
+    if not isinstance(found, type(missing)):
+        raise SweepError(
+            f"{path} must hold a {type(missing).__name__}, but holds a {type(found).__name__}; run the sweep's command again"
+        )
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

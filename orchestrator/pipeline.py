@@ -25,7 +25,15 @@ from orchestrator.front import SweepFront, sweep_front
 from orchestrator.jobs import dense_job, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
 from orchestrator.models import log_finalists
-from orchestrator.output import claimed, flat_settings, read_state, require_ours_or_empty, write_state, write_text
+from orchestrator.output import (
+    claimed,
+    flat_settings,
+    read_json,
+    read_state,
+    require_ours_or_empty,
+    write_state,
+    write_text,
+)
 from orchestrator.paths import SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
 from orchestrator.provenance import environment, environment_tags, with_data
@@ -56,7 +64,7 @@ def run_sweep(config: SweepConfig, output: Path, console: Console, rerun_of: str
     where stage 1, every trial or a run of the final stage fails, and KeyboardInterrupt after leaving all in order.
     """
     prepare_environment()
-    paths = SweepPaths(output.expanduser().absolute())
+    paths = SweepPaths.of(output)
     require_ours_or_empty(paths, config)
     plan = plan_sweep(config)
     with claimed(paths, config):
@@ -103,7 +111,7 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
     from orchestrator.view import SweepView
 
     prepare_environment()
-    paths = SweepPaths(directory.expanduser().absolute())
+    paths = SweepPaths.of(directory)
     with opened_tracker(paths) as tracker:
         config, records = load_config(paths.config), read_records(paths.results)
         picks = choice.of(records, config)
@@ -221,7 +229,7 @@ def _finetune(
         *(finetune_job(pick, repeat) for repeat in range(repeats) for pick in picks),
     ]
     test = load_test(config.data, images)
-    found = json.loads(paths.environment.read_text())
+    found = read_json(paths.environment, dict[str, Any]())
     write_text(paths.environment, json.dumps(with_data(found, images, test), indent=2) + "\n")
     run_jobs(jobs, config, paths, data, ledger, ray.put(test.arrays()))
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from orchestrator.config import ResourcesConfig
+from orchestrator.tracking.target import concealed, redacted
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
@@ -52,21 +53,40 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
 
 
 def connect() -> "BaseContext":
-    """Connect this process to the cluster of RAY_ADDRESS, or start a local one without a dashboard.
+    """Connect this process to the cluster of RAY_ADDRESS, or start a local one without a dashboard, on loopback alone.
 
     Raises SweepError where there is no cluster at RAY_ADDRESS.
     """
     prepare_environment()
     import ray
 
-    options = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
-        return ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
+        if address:
+            return ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        with _on_loopback():
+            return ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except Exception as error:  # a Ray that does not start raises no more than that
         raise SweepError(
-            f"Ray must be reachable at {address}, but: {error}; check RAY_ADDRESS and, with tokens, RAY_AUTH_MODE=token"
+            f"Ray must be reachable at {redacted(address) or 'this machine'}, but: {concealed(str(error), address)}; check "
+            "RAY_ADDRESS and, with tokens, RAY_AUTH_MODE=token"
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that starts take 127.0.0.1 for its address, as it does on macOS and Windows: its servers listen there alone.
+
+    Else they listen on all of the machine's addresses; an argument for it Ray replaces by the machine's own address.
+    """
+    from ray._private import ray_constants
+
+    usual = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = usual
 
 
 def _check_resources(resources: ResourcesConfig) -> None:
