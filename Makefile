@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint constraints clean
+.PHONY: demo test test-all lint audit constraints clean
 
 demo: $(READY)
 	$(BIN)/rankfront sweep examples/digits.yaml --output runs/demo
@@ -23,6 +23,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# needs the network: the advisories of pypi.org
+audit: $(READY)
+	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 # The tested set of versions. Bytecode is compiled here, once, instead of at the first import of each package.
 $(READY): pyproject.toml constraints.txt

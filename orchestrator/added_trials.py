@@ -204,8 +204,9 @@ def _fitted(
 
 def _earlier_trials(directory: str) -> tuple[str, list[FrozenTrial]]:
     """Return the name and the complete trials of the sweep in `directory`, of which nothing is changed."""
-    journal = SweepPaths(Path(directory).expanduser().absolute()).study
+    journal = Path(directory)
     try:
+        journal = SweepPaths.of(Path(directory)).study
         name, trials = recorded_trials(journal)
     except Exception as error:  # Optuna raises what it meets in a damaged file
         rule = "must be the output directory of an earlier sweep"

@@ -38,7 +38,7 @@ def choose(space: "SearchSpace", trial: optuna.Trial) -> tuple[dict[str, Any], M
             (f"search_space: {item['loc'][0]}", f"{item['msg']}, but got {item['input']!r}") for item in error.errors()
         ]
         raise ConfigError(wrong) from error
-    except Exception as error:  # a user's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         raise ConfigError([("search_space", f"must return settings for any trial, but raised {error!r}")]) from error
     return settings, method
 

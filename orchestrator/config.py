@@ -4,13 +4,12 @@ The sections that describe a training are `trainers.config`'s own; pydantic chec
 that stand beside each field check values.
 """
 
-import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -29,7 +28,7 @@ from trainers.config import (
     as_record,
 )
 from trainers.errors import ConfigError
-from trainers.rules import Rule, Section, at_least, greater_than, in_interval, one_of, unknown_name
+from trainers.rules import Rule, Section, at_least, folder, greater_than, in_interval, one_of, unknown_name
 
 
 def _search_space_problem(name: str) -> str | None:
@@ -40,10 +39,15 @@ def _search_space_problem(name: str) -> str | None:
     return None
 
 
+_LONGEST_NAME = 200  # a file system allows 255, and names are made longer
+
+
 def _name_problem(name: str) -> str | None:
-    if name and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name):
-        return None
-    return f"must consist of letters, digits, '-', '_' and '.' (it names a folder), but got {name!r}"
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        return f"must consist of letters, digits, '-', '_' and '.' (it names a folder), but got {name!r:.60}"
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"must have at most {_LONGEST_NAME} bytes (it names a folder), but has {len(name.encode())}"
+    return None
 
 
 def _sampler_names() -> Collection[str]:
@@ -84,7 +88,7 @@ class SearchConfig(Section):
     sampler: Annotated[str, one_of("sampler", _sampler_names)] = "tpe"
     ask_batch: Annotated[int, at_least(1)] = 1
     first_points: tuple[dict[str, Any], ...] | None = None
-    warm_start: str | None = None
+    warm_start: Annotated[str | None, folder()] = None
     continuation: Annotated[int, at_least(0)] = 8
     constraints: ConstraintsConfig = field(default_factory=ConstraintsConfig)
 
@@ -254,7 +258,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
         source.set(*parse_override(text))
     # through JSON: its strict mode takes mappings for dataclasses and lists for tuples, and nothing else for anything
     try:
-        return _adapter().validate_json(json.dumps(source.data, default=str), strict=True)
+        return _adapter().validate_json(source.as_json(), strict=True)
     except ValidationError as error:
         found = [problem for details in error.errors() for problem in _problems(details, source)]
         raise ConfigError(found) from None
@@ -290,5 +294,6 @@ def _message(details: ErrorDetails, path: tuple[str, ...], source: YamlSource) -
 def _known_keys(section: tuple[str, ...]) -> list[str]:
     node: Any = SweepConfig
     for name in section:
-        node = node.__dataclass_fields__[name].type
+        kind = node.__dataclass_fields__[name].type
+        node = next(part for part in (kind, *get_args(kind)) if hasattr(part, "__dataclass_fields__"))  # of `X | None`
     return list(node.__dataclass_fields__)

@@ -13,6 +13,7 @@ from orchestrator.output import require_ours_or_empty
 from orchestrator.paths import SweepPaths
 from orchestrator.provenance import package_versions
 from orchestrator.ray_session import prepare_environment, ray_session
+from orchestrator.tracking.target import redacted
 from trainers.errors import RankfrontError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def examine(config: SweepConfig, output: Path) -> Iterator[Finding]:
     Trains a few batches, and leaves nothing in `output` or on the cluster.
     """
     prepare_environment()
-    paths = SweepPaths(output.expanduser().absolute())
+    paths = SweepPaths.of(output)
     plan = yield from _configuration(config)
     yield _output(config, paths)
     yield _store(config, paths)
@@ -99,7 +100,7 @@ def _cluster(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> Itera
 
     from orchestrator.estimate import estimate, room
 
-    where = os.environ.get("RAY_ADDRESS", "")
+    where = redacted(os.environ.get("RAY_ADDRESS", ""))
     try:
         with ray_session(config.resources):
             nodes = [node for node in ray.nodes() if node["Alive"]]

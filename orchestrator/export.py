@@ -51,9 +51,9 @@ def export_run(run: Path, name: str | None, config: Path | None, output: Path, o
 def find_source(run: Path, name: str | None, config: Path | None = None) -> Source:
     """Return what `run` and `name` stand for; see `export_run`."""
     if name is not None:
-        return _named(SweepPaths(run.absolute()), name)
+        return _named(SweepPaths.of(run), name)
     if (run / SweepPaths(run).config.name).exists():
-        return _named(SweepPaths(run.absolute()), "")
+        return _named(SweepPaths.of(run), "")
     model_file = (run / MODEL_FILE if run.is_dir() else run).absolute()
     if not model_file.is_file():
         raise SweepError(f"{run} must be a sweep's output directory or a model file ({MODEL_FILE}), but there is none")

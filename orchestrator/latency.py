@@ -73,7 +73,7 @@ def measure(directory: Path, settings: Settings) -> Measured:
 
     Raises SweepError where there is no finalist, no dense baseline, or no such device.
     """
-    paths = SweepPaths(directory.expanduser().absolute())
+    paths = SweepPaths.of(directory)
     records = read_records(paths.results)
     front = sweep_front(records)
     if not front.finalists or front.dense is None:

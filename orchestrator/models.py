@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import load_config
 from orchestrator.front import SweepFront, sweep_front
-from orchestrator.output import write_text
+from orchestrator.output import read_json, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, read_records
 from orchestrator.sync import PATIENCE_S, opened_tracker
@@ -30,7 +30,7 @@ def log_finalists(
     front: SweepFront, records: list[RunRecord], paths: SweepPaths, data: "ImageData", tracker: "Tracker"
 ) -> None:
     """Give the tracker each finalist that it has not had yet; see `log_models`."""
-    logged = set(json.loads(paths.logged_models.read_text())) if paths.logged_models.exists() else set()
+    logged = set(map(str, read_json(paths.logged_models, list[str]())))
     missing = {point.name for point in front.finalists} - logged
     log_models([record for record in records if record.name in missing], paths, data, tracker)
     write_text(paths.logged_models, json.dumps(sorted(logged | missing)) + "\n")
@@ -76,7 +76,7 @@ def register(directory: Path, name: str) -> "list[Version]":
     """
     from orchestrator.tracking.models import find_models, register_models
 
-    paths = SweepPaths(directory.absolute())
+    paths = SweepPaths.of(directory)
     config, records = load_config(paths.config), read_records(paths.results)
     front = sweep_front(records)
     finalists = [record for record in records if record.name in {point.name for point in front.finalists}]

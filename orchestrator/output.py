@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,13 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from orchestrator.config import SweepConfig, dump_config, load_config
 from orchestrator.paths import SweepPaths
 from trainers.atomic import atomic_file, leftovers, remove_leftovers
 from trainers.config import as_record
 from trainers.errors import SweepError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -139,8 +142,10 @@ def read_state(paths: SweepPaths) -> SweepState:
         if not paths.state.exists():
             return SweepState(uuid.uuid4().hex)
         found: dict[str, Any] = json.loads(paths.state.read_text())
+        if not re.fullmatch(r"\w{1,64}", found["sweep_id"]):  # it becomes a part of queries
+            raise ValueError("its sweep_id is none")
         return SweepState(**found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SweepError(f"{paths.state} must be readable JSON, but: {error}; use another --output") from error
 
 
@@ -152,6 +157,21 @@ def write_state(paths: SweepPaths, state: SweepState) -> None:
 def change_state(paths: SweepPaths, **changes: Any) -> None:
     """Replace fields of the sweep's state."""
     write_state(paths, replace(read_state(paths), **changes))
+
+
+def read_json(path: Path, missing: T) -> T:
+    """Return what a file of JSON holds, `missing` where there is none; raises SweepError where it is of another type."""
+    if not path.is_file():
+        return missing
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SweepError(f"{path} must be readable JSON, but: {error}; run the sweep's command again") from error
+    if not isinstance(found, type(missing)):
+        raise SweepError(
+            f"{path} must hold a {type(missing).__name__}, but holds a {type(found).__name__}; run the sweep's command again"
+        )
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

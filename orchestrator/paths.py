@@ -1,7 +1,20 @@
 """Every file and folder of a sweep's output directory, named in one place."""
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+
+from trainers.errors import SweepError
+
+
+def absolute(path: Path) -> Path:
+    """Return a path as a user gives it, made absolute; raises SweepError for one that no file can have."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
+        raise SweepError(f"a path must consist of printable characters, but got {str(path)!r:.200}")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise SweepError(f"a path must begin with ~/ or the name of a user, but is {str(path)!r}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -9,6 +22,11 @@ class SweepPaths:
     """The layout of an output directory, given as an absolute path."""
 
     root: Path
+
+    @classmethod
+    def of(cls, directory: Path) -> "SweepPaths":
+        """The layout of the output directory that a user names; raises SweepError as `absolute` does."""
+        return cls(absolute(directory))
 
     @property
     def config(self) -> Path:

@@ -29,6 +29,7 @@ from orchestrator.output import (
     change_state,
     claimed,
     flat_settings,
+    read_json,
     read_state,
     require_ours_or_empty,
     write_state,
@@ -67,7 +68,7 @@ def run_sweep(config: SweepConfig, output: Path, console: Console, rerun_of: str
     be written, and KeyboardInterrupt after leaving all in order.
     """
     prepare_environment()
-    paths = SweepPaths(output.expanduser().absolute())
+    paths = SweepPaths.of(output)
     require_ours_or_empty(paths, config)
     plan = plan_sweep(config, begun=paths.study.exists())
     with storage_errors(paths.root), claimed(paths, config):
@@ -115,7 +116,7 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
     from orchestrator.view import SweepView
 
     prepare_environment()
-    paths = SweepPaths(directory.expanduser().absolute())
+    paths = SweepPaths.of(directory)
     with storage_errors(paths.root), opened_tracker(paths) as tracker:
         config, records = load_config(paths.config), read_records(paths.results)
         picks = choice.of(records, config)
@@ -246,7 +247,7 @@ def _finetune(
         *(finetune_job(pick, repeat) for repeat in range(repeats) for pick in picks),
     ]
     test = load_test(config.data, images)
-    found = json.loads(paths.environment.read_text())
+    found = read_json(paths.environment, dict[str, Any]())
     write_text(paths.environment, json.dumps(with_data(found, images, test), indent=2) + "\n")
     run_jobs(jobs, config, paths, data, ledger, ray.put(test.arrays()))
     _require_complete([record for job in jobs if (record := ledger.record(job.name)) is not None])

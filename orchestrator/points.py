@@ -38,7 +38,7 @@ def write_points(records: Sequence[RunRecord], front: SweepFront, path: Path) ->
     """Replace the table atomically; columns and units are in docs/tables.md."""
     table = pa.Table.from_pylist(list(_points(records, front)), schema=POINTS_SCHEMA)
     with atomic_file(path) as file:
-        pq.write_table(table, file)
+        pq.write_table(table, file, write_page_checksum=True)
 
 
 def _points(records: Sequence[RunRecord], front: SweepFront) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.tracking.target import redacted
+
 if TYPE_CHECKING:
     from trainers.data import ImageData
 
@@ -27,7 +29,7 @@ def environment() -> dict[str, Any]:
     directory's repository, of a job that of the directory that was sent, or None where it is none.
     """
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])]),
         JOB_KEY: os.environ.get(JOB_VARIABLE),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -9,7 +9,7 @@ from orchestrator.curves import trial_of
 from orchestrator.front import SweepFront, sweep_front, write_front
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import front_of
-from orchestrator.output import write_text
+from orchestrator.output import read_json, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.points import write_points
 from orchestrator.records import RunRecord
@@ -76,7 +76,7 @@ def _tag(front: SweepFront, records: list[RunRecord], paths: SweepPaths, tracker
     trained = [record for record in records if record.stage in ("finetune", "dense")]
     members = {trial_of(point.name) for point in front.front} | {run.name for run in front_of(trained)}
     picked = {point.name: ",".join(front.picked_as(point.name)) for point in front.finalists}
-    before = json.loads(paths.tagged.read_text()) if paths.tagged.exists() else {}
+    before = read_json(paths.tagged, dict[str, dict[str, str]]())
     after = {
         name: {"pareto": str(name in members).lower(), "pick": picked.get(name, "")} for name in {*members, *picked}
     }

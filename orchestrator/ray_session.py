@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from orchestrator.config import ResourcesConfig
+from orchestrator.tracking.target import concealed, redacted
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
@@ -53,27 +54,43 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
 
 
 def connect() -> "BaseContext":
-    """Connect this process to the cluster of RAY_ADDRESS, or start a local one without a dashboard.
+    """Connect this process to the cluster of RAY_ADDRESS, or start a local one without a dashboard, on loopback alone.
 
     Raises SweepError where there is no cluster at RAY_ADDRESS, and where Ray does not start.
     """
     prepare_environment()
     import ray
 
+    address = os.environ.get("RAY_ADDRESS", "")
     options: dict[str, object] = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        options["include_dashboard"] = False
-    elif (
-        _JOB_VARIABLE not in os.environ
-    ):  # a submitted job's own environment says it already, and must not be told twice
+    if address and _JOB_VARIABLE not in os.environ:  # a submitted job has them already, and must not be told twice
         options["runtime_env"] = {"env_vars": {key: os.environ[key] for key in ENVIRONMENT}}
     try:
-        return ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
+        if address:
+            return ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
+        with _on_loopback():
+            return ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # on a machine that is too busy to start it in time, Ray raises just that
-        address = os.environ.get("RAY_ADDRESS", "this machine")
         raise SweepError(
-            f"Ray must be reachable at {address}, but: {error}; check RAY_ADDRESS and, with tokens, RAY_AUTH_MODE=token"
+            f"Ray must be reachable at {redacted(address) or 'this machine'}, but: {concealed(str(error), address)}; check "
+            "RAY_ADDRESS and, with tokens, RAY_AUTH_MODE=token"
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that starts take 127.0.0.1 for its address, as it does on macOS and Windows: its servers listen there alone.
+
+    Else they listen on all of the machine's addresses; an argument for it Ray replaces by the machine's own address.
+    """
+    from ray._private import ray_constants
+
+    usual = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = usual
 
 
 def _check_resources(resources: ResourcesConfig) -> None:

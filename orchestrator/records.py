@@ -1,15 +1,20 @@
 """The one table of a sweep, `results.parquet`: a row for each run that has ended, of every stage."""
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainers.atomic import atomic_file
 from trainers.errors import SweepError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+_CUT = {"epoch", "settings", "macs", "params", "score"}
 
 StageName = Literal["pretrain", "trial", "finetune", "dense"]
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -90,7 +95,7 @@ def write_records(records: Sequence[RunRecord], path: Path) -> None:
     """Replace the table atomically: a reader finds the old one or the new one, whole."""
     table = pa.Table.from_pylist([vars(record) for record in records], schema=SCHEMA)
     with atomic_file(path) as file:
-        pq.write_table(table, file)
+        pq.write_table(table, file, write_page_checksum=True)
 
 
 def read_records(path: Path) -> list[RunRecord]:
@@ -98,13 +103,39 @@ def read_records(path: Path) -> list[RunRecord]:
     if not path.is_file():
         raise SweepError(f"{path.parent} must be the output directory of a sweep, but has no {path.name}")
     try:
-        with pq.ParquetFile(path) as file:  # `read_table` would import half a second of other file systems
+        # `read_table` would import half a second of other file systems
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+    except Exception as error:  # of a damaged file Arrow raises more than its own errors
         raise SweepError(f"{path} must be a readable parquet file, but: {error}") from error
     if not table.schema.equals(SCHEMA):
         differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or "the types"
         raise SweepError(
             f"{path} must have this version's columns, but {differing} differ; use the rankfront that wrote it"
         )
-    return [RunRecord(**row) for row in table.to_pylist()]
+    records = [RunRecord(**row) for row in table.to_pylist()]
+    for record in records:
+        if (problem := _problem(record)) is not None:
+            raise SweepError(f"{path} must hold a sweep's runs, but {problem}; use the file that rankfront wrote")
+    return records
+
+
+def _problem(record: RunRecord) -> str | None:
+    """What no sweep writes down: names become folders, and the columns in JSON are read all over the program."""
+    for name in (record.name, record.source):
+        if name is not None and not _NAME.fullmatch(name):
+            return f"a run is called {name!r:.100}"
+    if record.name is None or record.stage not in get_args(StageName) or record.state not in get_args(State):
+        return f"{record.name!r} has the stage {record.stage!r:.100} and the state {record.state!r:.100}"
+    try:
+        settings, curve = json.loads(record.settings or "{}"), json.loads(record.curve or "[]")
+        fits = isinstance(settings, dict) and all(
+            cut.keys() >= _CUT and isinstance(cut["settings"], dict) for cut in curve
+        )
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        return f"the settings or the curve of {record.name} cannot be read: {error}"
+    costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
+    if record.state == "COMPLETE" and record.stage != "pretrain" and not all(costs):
+        return f"{record.name} is complete and has the costs {costs}"
+    return None if fits else f"the settings or the curve of {record.name} are of another form"

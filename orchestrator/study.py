@@ -24,6 +24,7 @@ from orchestrator.constraints import violations_of
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.samplers import make_sampler
+from trainers.errors import SweepError
 
 OBJECTIVES = ("score", "macs")
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
@@ -47,10 +48,20 @@ def open_study(
     """Open the journal's study, or create it, with a sampler of SAMPLERS.
 
     The constraints are kept in the study, so that all that is told and added obeys the same; None leaves them as they are.
+    Raises SweepError for a journal that is damaged, or of another study.
     """
     drop_torn_line(journal)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+        study.get_trials(deepcopy=False)
+    except OSError:  # a full or failing disk
+        raise
+    except Exception as error:  # Optuna raises what it meets in a damaged file
+        raise SweepError(
+            f"{journal} must be the journal of the study {name!r}, but is not readable: {error!r:.200}; restore it, or use "
+            "another --output"
+        ) from error
     study.sampler = make_sampler(sampler, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

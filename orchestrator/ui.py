@@ -54,7 +54,7 @@ def ray_dashboard() -> str | None:
     Raises SweepError where no cluster is named, or none is there.
     """
     if address := os.environ.get("RAY_API_SERVER_ADDRESS"):
-        return address
+        return redacted(address)
     if not os.environ.get("RAY_ADDRESS"):
         raise SweepError(
             "RAY_ADDRESS must name the cluster that the sweep runs on, but is not set: without it a sweep starts Ray for "

@@ -45,7 +45,7 @@ def find_search_space(name: str) -> "SearchSpace":
         raise ValueError(f"unknown search space {name!r}; known: {known}, or your own as package.module:function")
     try:
         space = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise ValueError(
             f"search space {name!r} must be importable, but: {type(error).__name__}: {error}; run where its package is"
         ) from error

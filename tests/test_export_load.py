@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from deployed import deployed, noise
+from hostile import mutations
 
 from trainers.batches import normalize
 from trainers.errors import CheckpointError
@@ -229,3 +230,80 @@ class TestMalice:
 def test_the_metadata_key_is_the_documented_one(pytestconfig):
     text = (pytestconfig.rootpath / "docs" / "export.md").read_text()
     assert f"`extra/{METADATA}.json`" in text
+
+
+class TestHostile:
+    @pytest.mark.parametrize("format_", FORMATS)
+    def test_a_damaged_one_is_refused_or_whole(self, files, tmp_path, format_):
+        images = torch.arange(2 * 64, dtype=torch.uint8).reshape(2, *SHAPE)
+        expected, refused = load(files[format_])(images), 0
+        path = tmp_path / f"network.{format_}"
+        for content in mutations(files[format_].read_bytes(), 24):
+            path.write_bytes(content)
+            try:
+                found = load(path)
+            except CheckpointError:
+                refused += 1
+            else:
+                assert torch.equal(found(images), expected)
+        assert refused > 12
+
+    def forged(self, files, tmp_path, change):
+        """A pt2 export whose program was changed, its checksums right."""
+        path = tmp_path / "forged.pt2"
+        with zipfile.ZipFile(files["pt2"]) as source, zipfile.ZipFile(path, "w") as target:
+            for name in source.namelist():
+                content = source.read(name)
+                if name.endswith("models/model.json"):
+                    content = json.dumps(change(json.loads(content))).encode()
+                target.writestr(name, content)
+        return path
+
+    @pytest.mark.parametrize(
+        "code", ["__import__('os').mkdir('{0}')", "exit()", "9**9**9", "Symbol('s1', real=exit())"]
+    )
+    def test_code_in_a_size_is_not_run(self, files, tmp_path, code):
+        def change(program):
+            text = json.dumps(program)
+            old = text[text.index('"expr_str": ') :].partition(', "hint"')[0]
+            return json.loads(text.replace(old, f'"expr_str": {json.dumps(code.format(tmp_path / "made"))}'))
+
+        with pytest.raises(CheckpointError, match="sizes must be arithmetic alone"):
+            load(self.forged(files, tmp_path, change))
+        assert not (tmp_path / "made").exists()
+
+    def test_code_in_a_guard_is_not_run(self, files, tmp_path):
+        code = f"__import__('os').mkdir({str(tmp_path / 'made')!r}) is None"
+        with pytest.raises(CheckpointError, match="must hold no guards"):
+            load(self.forged(files, tmp_path, lambda program: {**program, "guards_code": [code]}))
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize(
+        "target", ["torch.load", "torch.ops.aten.from_file.default", "torch.hub.load", "math.exp", "#x:y"]
+    )
+    def test_no_other_function_is_called(self, files, tmp_path, target):
+        def change(program):
+            program["graph_module"]["graph"]["nodes"][0]["target"] = target
+            return program
+
+        with pytest.raises(CheckpointError, match="must call ATen's functions of tensors alone"):
+            load(self.forged(files, tmp_path, change))
+
+    def test_weights_of_other_files_are_not_read(self, files, tmp_path, monkeypatch):
+        import onnx
+
+        model = onnx.load_model_from_string(files["onnx"].read_bytes())
+        tensor = model.graph.initializer[0]
+        size = len(tensor.raw_data)
+        (tmp_path / "secret").write_bytes(b"\1" * size)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", "secret"), ("length", str(size))):
+            tensor.external_data.add(key=key, value=value)
+        (entry,) = [each for each in model.metadata_props if each.key == "rankfront"]
+        entry.value = json.dumps({**json.loads(entry.value), "digest": "rankfront-sha256:" + "0" * 64})
+        path = tmp_path / "network.onnx"
+        path.write_bytes(seal(model.SerializeToString()))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(CheckpointError, match="must hold its own weights"):
+            load(path)

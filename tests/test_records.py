@@ -20,13 +20,18 @@ def trial(number, accuracy, macs, **changes):
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+count = st.integers(1, 2**62)
+ratio = st.floats(0, 1, exclude_min=True)
 records = st.builds(
     RunRecord,
-    name=text,
+    name=st.from_regex(r"[a-z][a-z0-9-]{0,9}", fullmatch=True),
     stage=st.sampled_from(["pretrain", "trial", "finetune", "dense"]),
     state=st.sampled_from(["COMPLETE", "FAIL"]),
     run_id=text,
-    macs=st.none() | st.integers(0, 2**62),
+    macs=count,
+    macs_ratio=ratio,
+    params=count,
+    params_ratio=ratio,
     val_accuracy=st.none() | st.floats(allow_nan=False),
     layers=st.none() | st.lists(text),
     ranks=st.none() | st.lists(st.integers(1, 2**31 - 1)),

@@ -3,7 +3,6 @@
 import io
 import logging
 import warnings
-import zipfile
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trainers.archives import require_whole
 from trainers.atomic import atomic_file, remove_leftovers
 from trainers.errors import CheckpointError
 
@@ -37,7 +37,9 @@ def read_payload(source: Path | bytes, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} must be a {kind} file, but there is none")
     file = source if isinstance(source, Path) else io.BytesIO(source)
     try:
-        _require_checksums(file)
+        require_whole(file)
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles that are not its own before it refuses them
             payload = torch.load(file, map_location="cpu", weights_only=True)
@@ -107,22 +109,15 @@ def _earlier(path: Path) -> list[Path]:
     return sorted(found, key=lambda there: (len(there.name), there.name))
 
 
-def _require_checksums(file: Path | io.BytesIO) -> None:
-    """`torch.load` does not look at them: a tensor with a changed byte would be another tensor."""
-    with zipfile.ZipFile(file) as archive:
-        if (part := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the checksum of {part} does not fit")
-    if isinstance(file, io.BytesIO):
-        file.seek(0)
-
-
 def named(source: Path | bytes) -> str:
     """Return what messages call a file, or the content of one."""
     return str(source) if isinstance(source, Path) else "the given content"
 
 
-def require_same_config(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def require_same_config(path: Path, found: Any, wanted: dict[str, Any]) -> None:
     """Raise CheckpointError, naming the settings, unless a file's config is the one that the caller runs with."""
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must say with which configuration it was made, but does not; remove it")
     differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if differing:
         changes = ", ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} here" for key in differing)

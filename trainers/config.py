@@ -9,6 +9,7 @@ from trainers.rules import (
     Section,
     at_least,
     each,
+    folder,
     greater_than,
     in_interval,
     one_of,
@@ -65,7 +66,7 @@ class DataConfig(Section):
     """
 
     name: Annotated[str, one_of("data set", _dataset_names, OWN_DATASETS)]
-    root: str = "~/data"
+    root: Annotated[str, folder()] = "~/data"
     download: bool = False
     validation_fraction: Annotated[float, in_interval(0, 1, closed="()")] = 0.1
     split_seed: Annotated[int, in_interval(0, 2**32)] = 0

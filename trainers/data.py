@@ -8,7 +8,6 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from trainers.errors import DataError
 from trainers.image_files import (
     RawImages,
     class_folders,
+    data_root,
     read_imagefolder,
     read_parquet,
     schema_class_names,
@@ -101,7 +101,7 @@ def load_train_validation(config: DataConfig) -> ImageData:
 
     Raises DataError where the set is missing, unreadable, or too small to divide.
     """
-    raw = DATASETS[config.name](config, "train")
+    raw = _read(config, "train")
     images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.split_seed))
     order = order[: config.max_train]
@@ -121,7 +121,7 @@ def load_test(config: DataConfig, train: ImageData) -> ImageData:
 
     Raises DataError where it is missing or its classes or image shape differ from the training split's.
     """
-    raw = DATASETS[config.name](config, "test")
+    raw = _read(config, "test")
     rows = torch.arange(len(raw.labels))
     data = replace(
         train,
@@ -140,6 +140,13 @@ def load_test(config: DataConfig, train: ImageData) -> ImageData:
     return data
 
 
+def _read(config: DataConfig, split: Split) -> RawImages:
+    try:
+        return DATASETS[config.name](config, split)
+    except OSError as error:
+        raise DataError(f"data.root={config.root!r} must be a readable folder, but: {error}") from error
+
+
 def check_test_split(config: DataConfig) -> None:
     """Raise DataError where the test split's files are missing or name other classes; reads no image and no label.
 
@@ -147,7 +154,10 @@ def check_test_split(config: DataConfig) -> None:
     """
     names = {"parquet": schema_class_names, "imagefolder": class_folders}.get(config.name)
     if names is not None:
-        train, test = names(config, "train"), names(config, "test")
+        try:
+            train, test = names(config, "train"), names(config, "test")
+        except OSError as error:
+            raise DataError(f"data.root={config.root!r} must be a readable folder, but: {error}") from error
         if train != test:
             raise DataError(f"the test split under {config.root!r} must have the classes {train}, but has {test}")
 
@@ -182,17 +192,23 @@ def _torchvision(class_name: str) -> Callable[[DataConfig, Split], RawImages]:
     def read(config: DataConfig, split: Split) -> RawImages:
         import torchvision
 
-        root = Path(config.root).expanduser()
+        root = data_root(config)
         try:
             data = getattr(torchvision.datasets, class_name)(root, train=split == "train", download=config.download)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, AssertionError) as error:
+        except Exception as error:  # of damaged files torchvision's readers raise whatever they meet
             raise DataError(
                 f"{class_name} must be readable under data.root={str(root)!r}, but: {error} Set data.download: true to "
                 "fetch it, or put torchvision's files there"
             ) from error
         images: NDArray[np.uint8] = np.asarray(data.data)
         images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        return RawImages(images, np.asarray(data.targets, dtype=np.int64), tuple(data.classes))
+        labels, classes = np.asarray(data.targets, dtype=np.int64), tuple(data.classes)
+        if len(labels) != len(images) or not len(labels) or labels.min() < 0 or labels.max() >= len(classes):
+            raise DataError(
+                f"{class_name} under {str(root)!r} must hold one label in 0..{len(classes) - 1} for each image, but has "
+                f"{len(images)} images and {len(labels)} labels in {labels.min(initial=0)}..{labels.max(initial=0)}"
+            )
+        return RawImages(images, labels, classes)
 
     return read
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from trainers.config import DataConfig
 from trainers.errors import DataError
 
+# no format whose decoder starts another program, as that of EPS starts Ghostscript
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+_MAX_CLASSES = 100_000
+_MAX_PIXELS = 2**28  # of one image, resized
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
@@ -38,10 +43,13 @@ def read_parquet(config: DataConfig, split: str) -> RawImages:
 
     files = parquet_files(config, split)
     try:
-        table = pa.concat_tables([pq.read_table(file) for file in files])
-    except (pa.ArrowException, OSError) as error:
+        table = pa.concat_tables([pq.read_table(file, page_checksum_verification=True) for file in files])
+        table.validate(full=True)
+    except Exception as error:  # of a damaged file Arrow raises more than its own errors
         raise DataError(f"{files[0].parent} must hold readable parquet files of one schema, but: {error}") from error
     image_column, label_column = _columns(table.schema, files[0])
+    if table[label_column].null_count:
+        raise DataError(f"each image of {files[0]} must have a label, but {table[label_column].null_count} have none")
     labels = table[label_column].to_numpy().astype(np.int64)
     encoded = (value.as_py() for chunk in table[image_column].chunks for value in chunk.field("bytes"))
     images = _decode(encoded, len(labels), config.image_size, str(files[0]))
@@ -50,13 +58,13 @@ def read_parquet(config: DataConfig, split: str) -> RawImages:
 
 def read_imagefolder(config: DataConfig, split: str) -> RawImages:
     """Read `<root>/<split>/<class>/<image>`, resized to `image_size` squared (shorter side, then centre crop), RGB."""
-    folder = Path(config.root).expanduser() / split
+    folder = data_root(config) / split
     names = class_folders(config, split)
     found = [
         (path, label)
         for label, name in enumerate(names)
         for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _IMAGE_SUFFIXES
+        if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file()
     ]
     labels = np.array([label for _, label in found], dtype=np.int64)
     empty = sorted(set(range(len(names))) - set(labels.tolist()))
@@ -68,8 +76,10 @@ def read_imagefolder(config: DataConfig, split: str) -> RawImages:
 
 def parquet_files(config: DataConfig, split: str) -> list[Path]:
     """Return the files of a split in order; raises DataError where there are none."""
-    root = Path(config.root).expanduser()
-    files = sorted(root.glob(f"{split}*.parquet")) or sorted(root.glob(f"data/{split}-*.parquet"))
+    root = data_root(config)
+    patterns = (f"{split}*.parquet", f"data/{split}-*.parquet")
+    found = ([path for path in sorted(root.glob(pattern)) if path.is_file()] for pattern in patterns)
+    files = next(filter(None, found), [])
     if not files:
         raise DataError(f"data.root={str(root)!r} must hold {split}.parquet or data/{split}-*.parquet, but has neither")
     return files
@@ -77,20 +87,29 @@ def parquet_files(config: DataConfig, split: str) -> list[Path]:
 
 def schema_class_names(config: DataConfig, split: str) -> list[str]:
     """Return the class names that a parquet split's metadata give, in order; none where they give none."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = parquet_files(config, split)[0]
     try:
         schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # of a damaged file Arrow raises more than its own errors
         raise DataError(f"{file} must be a readable parquet file, but: {error}") from error
-    return _named_classes(schema, _columns(schema, file)[1])
+    return _named_classes(schema, _columns(schema, file)[1], file)
+
+
+def data_root(config: DataConfig) -> Path:
+    """Return the folder that `data.root` names; raises DataError where it begins with the name of no user."""
+    try:
+        return Path(config.root).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"data.root must begin with ~/ or the name of a user, but is {config.root!r}: {error}"
+        ) from error
 
 
 def class_folders(config: DataConfig, split: str) -> list[str]:
     """Return the names of a split's class folders in order; raises DataError where there are none."""
-    folder = Path(config.root).expanduser() / split
+    folder = data_root(config) / split
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if not names:
         raise DataError(f"data.root must hold {split}/<class>/<image>, but {str(folder)!r} has no class folders")
@@ -100,9 +119,7 @@ def class_folders(config: DataConfig, split: str) -> list[str]:
 def _columns(schema: Any, file: Path) -> tuple[str, str]:
     from pyarrow import types
 
-    images = [
-        field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-    ]
+    images = [field.name for field in schema if types.is_struct(field.type) and _is_binary(field.type, types)]
     labels = [field.name for field in schema if types.is_integer(field.type)]
     labels = [name for name in labels if name in ("label", "labels")] or labels
     if len(images) != 1 or len(labels) != 1:
@@ -113,13 +130,28 @@ def _columns(schema: Any, file: Path) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _named_classes(schema: Any, column: str) -> list[str]:
-    known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return list(known.get("info", {}).get("features", {}).get(column, {}).get("names") or [])
+def _is_binary(struct: Any, types: Any) -> bool:
+    place = struct.get_field_index("bytes")
+    return place >= 0 and bool(types.is_binary(struct[place].type) or types.is_large_binary(struct[place].type))
+
+
+def _named_classes(schema: Any, column: str, file: Path) -> list[str]:
+    try:
+        known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = known.get("info", {}).get("features", {}).get(column, {}).get("names") or []
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"the metadata `huggingface` of {file} must be those of a data set, but: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"the metadata `huggingface` of {file} must name classes by a list of words, but by {names!r:.100}"
+        )
+    return names
 
 
 def _class_names(schema: Any, column: str, labels: NDArray[np.int64], file: Path) -> tuple[str, ...]:
-    names = _named_classes(schema, column) or [str(label) for label in range(int(labels.max()) + 1)]
+    if labels.max() >= _MAX_CLASSES:
+        raise DataError(f"labels must be classes, below {_MAX_CLASSES:,}, but {file} has {labels.max()}")
+    names = _named_classes(schema, column, file) or [str(label) for label in range(int(labels.max()) + 1)]
     if labels.min() < 0 or labels.max() >= len(names):
         raise DataError(
             f"labels must lie in 0..{len(names) - 1}, but {file} has {labels.min()}..{labels.max()}; drop unlabelled rows"
@@ -157,20 +189,27 @@ def _pictures(
 ) -> Iterator[Image.Image]:
     for row, data in enumerate(encoded):
         try:
-            picture: Image.Image = Image.open(io.BytesIO(data or b""))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                picture: Image.Image = Image.open(io.BytesIO(data or b""), formats=_FORMATS)
             picture.load()
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            if picture.mode != "L" or mode:
+                picture = picture.convert(mode or "RGB")
+        except Exception as error:  # of a damaged image Pillow's decoders raise whatever they meet
             raise DataError(
                 f"image number {row} of {source} cannot be decoded: {error}; remove or replace it"
             ) from error
-        if picture.mode != "L" or mode:
-            picture = picture.convert(mode or "RGB")
-        yield _resized(picture, size) if size else picture
+        yield _resized(picture, size, f"number {row} of {source}") if size else picture
 
 
-def _resized(picture: Image.Image, size: int) -> Image.Image:
+def _resized(picture: Image.Image, size: int, name: str) -> Image.Image:
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
+    if width * height > _MAX_PIXELS:
+        raise DataError(
+            f"an image must have at most {_MAX_PIXELS:,} pixels when it is resized, but {name}, {picture.width} x "
+            f"{picture.height}, has {width * height:,}; lower data.image_size, or remove it"
+        )
     left, top = (width - size) // 2, (height - size) // 2
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + size, top + size))

@@ -22,7 +22,7 @@ from trainers.checkpoint import load_checkpoint, require_same_config, save_check
 from trainers.config import TrainingConfig
 from trainers.data import ImageData
 from trainers.distillation import Distillation
-from trainers.errors import NonFiniteError
+from trainers.errors import CheckpointError, NonFiniteError
 from trainers.methods import Method
 from trainers.optimizers import DTYPES, make_optimizer
 from trainers.step import Step, autocast
@@ -267,12 +267,20 @@ def _start(method: Method, stage: Stage) -> tuple[list[dict[str, Any]], Optimize
     if found is None:
         return [], _optimizer(method, stage)
     path, payload = found
-    require_same_config(path, payload["config"], stage.config)
-    method.load_state(payload["method"])
-    method.model.load_state_dict(payload["model"])
-    optimizer = _optimizer(method, stage)
-    optimizer.load_state_dict(payload["optimizer"])
-    return list(payload["history"]), optimizer
+    require_same_config(path, payload.get("config"), stage.config)
+    try:
+        method.load_state(payload["method"])
+        method.model.load_state_dict(payload["model"])
+        optimizer = _optimizer(method, stage)
+        optimizer.load_state_dict(payload["optimizer"])
+        history = [EpochResult(**record).record() for record in payload["history"]]
+    except Exception as error:  # torch raises whatever it meets in a content that does not fit
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CheckpointError(
+            f"{path} must be a complete checkpoint of this stage, but its content does not fit: {reason}; remove it, and "
+            "the stage begins again"
+        ) from error
+    return history, optimizer
 
 
 def _save(method: Method, optimizer: Optimizer, stage: Stage, history: list[dict[str, Any]]) -> None:

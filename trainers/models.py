@@ -190,6 +190,11 @@ def build_shapes(spec: ModelSpec) -> nn.Module:
     except NotImplementedError:  # torchvision's RegNet computes its widths with tensors
         with torch.device("cpu"):
             return build_model(spec).to("meta")
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConfigError(
+            [("model", f"{spec.model.name} must have sizes that a tensor can have, but: {reason}")]
+        ) from error
 
 
 def _torchvision_classifier(name: str, spec: ModelSpec) -> nn.Module:
@@ -218,7 +223,7 @@ def _check_fit(model: nn.Module, spec: ModelSpec) -> None:
     try:
         with torch.no_grad():
             shape = tuple(probe(torch.empty((2, *spec.sample_shape), device="meta")).shape)
-    except (RuntimeError, AssertionError, IndexError) as error:
+    except (RuntimeError, AssertionError, IndexError, ValueError, ZeroDivisionError) as error:
         text = f"{spec.model.name} cannot take images of shape {spec.sample_shape} (C, H, W): {error}"
         raise ConfigError([("model.name", f"{text}; choose another model or a larger image_size")]) from error
     assert shape == (2, spec.num_classes), shape

@@ -231,7 +231,14 @@ def _stage(name: str, setting: Setting, epochs: int, directory: Path | None, con
 
 
 def start_record(saved: SavedModel) -> dict[str, Any]:
-    """Return how the model that a stage starts from was trained: another start is another configuration."""
+    """Return how the model that a stage starts from was trained: another start is another configuration.
+
+    Raises CheckpointError for a model that was not trained.
+    """
+    if not saved.history:
+        raise CheckpointError(
+            "the model file that a stage starts from must hold a trained network, but no epoch is in it"
+        )
     return {"config": saved.config, "last": saved.history[-1]["metrics"]}
 
 
@@ -312,8 +319,11 @@ def _share(source: Path, target: Path) -> None:
 def _recorded(model_file: Path, stage: Stage) -> Steps:
     saved = load_model(model_file)
     require_same_config(model_file, saved.config, stage.config)
-    for record in saved.history:
-        yield EpochResult(**record, replayed=True)
+    try:
+        results = [EpochResult(**record, replayed=True) for record in saved.history]
+    except TypeError as error:
+        raise CheckpointError(f"{model_file} must hold the results of each epoch, but: {error}; remove it") from error
+    yield from results
     return saved.history
 
 

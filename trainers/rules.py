@@ -5,7 +5,7 @@ built in Python; pydantic, which reads YAML files, finds the same rule through `
 file's errors carry their path.
 """
 
-import math
+import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -43,11 +43,15 @@ class Rule:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
+_LARGEST = 2**63  # what torch and Ray take
+
+
 def _comparison(text: str, holds: Callable[[float], bool]) -> Rule:
     def describe(value: float) -> str | None:
-        if math.isfinite(value) and holds(value):
+        if abs(value) < _LARGEST and holds(value):  # not for NaN
             return None
-        return f"must be {text}, but got {value!r}"
+        limit = " and below 2^63" if abs(value) >= _LARGEST else ""
+        return f"must be {text}{limit}, but got {value!r:.60}"
 
     return Rule(describe)
 
@@ -83,6 +87,22 @@ def each(rule: Rule) -> Rule:
     return Rule(describe)
 
 
+def folder() -> Rule:
+    """The value can be the path of a folder on some machine: no URL, no control characters, no name that is too long."""
+
+    def describe(value: str) -> str | None:
+        scheme, separator, _ = value.partition("://")
+        if separator and scheme.isalnum():
+            return f"must be a folder, but is a URL ({scheme}://...)"  # which may hold a password
+        if not value or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+            return f"must be a folder's path without control characters, but got {value!r:.60}"
+        if len(value.encode()) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
+            return f"must be a path of at most 4,000 bytes, 255 for each name in it, but got {value!r:.60}..."
+        return None
+
+    return Rule(describe)
+
+
 def one_of(kind: str, names: Callable[[], Collection[str]], usual: Collection[str] = ()) -> Rule:
     """The value is one of `names()`, looked up late so that a configuration file can be imported on its own.
 
@@ -95,13 +115,17 @@ def one_of(kind: str, names: Callable[[], Collection[str]], usual: Collection[st
     return Rule(describe)
 
 
+_SHOWN = 60  # characters of a value in a message
+
+
 def unknown_name(kind: str, value: str, known: Collection[str]) -> str:
     """The message for a name that is not known: the nearest name if one is near, and the list while it is short."""
-    near = get_close_matches(value, known, n=1)
+    near = get_close_matches(value[:_SHOWN], known, n=1)
     names = list(known)
     listed = ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
     hint = f", did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {value!r}{hint or ';'} known: {listed}"
+    shown = repr(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!r}..."
+    return f"unknown {kind} {shown}{hint or ';'} known: {listed}"
 
 
 class Section:

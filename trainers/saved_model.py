@@ -10,7 +10,7 @@ from torch import nn
 from trainers.checkpoint import named, read_payload, write_payload
 from trainers.config import FactorizationConfig, ModelConfig, as_record
 from trainers.deploy import DeployedLayer
-from trainers.errors import CheckpointError, ConfigError
+from trainers.errors import CheckpointError
 from trainers.form import ModelForm, convert
 from trainers.models import ModelSpec, build_shapes
 
@@ -68,11 +68,21 @@ def load_model(source: Path | bytes) -> SavedModel:
         with torch.device("meta"):  # shapes, and no weights
             model = convert(build_shapes(spec), form, spec.sample_shape)
         model.load_state_dict(payload["state_dict"], assign=True)
-        return SavedModel(model, spec, form, payload["config"], payload["history"])
-    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
+        return SavedModel(model, spec, form, *_training_record(payload))
+    except Exception as error:  # a content that does not fit makes torch and our own code raise whatever it meets
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CheckpointError(
-            f"{named(source)} must be a complete model file, but its content does not fit: {error}"
+            f"{named(source)} must be a complete model file, but its content does not fit: {reason}"
         ) from error
+
+
+def _training_record(payload: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    config, history = payload["config"], payload["history"]
+    if not isinstance(config, dict) or not isinstance(history, list):
+        raise TypeError("config must be a mapping and history a list")
+    if not all(isinstance(record, dict) and isinstance(record.get("metrics"), dict) for record in history):
+        raise TypeError("each epoch of history must have metrics")
+    return config, history
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def sync(directory: DirectoryArgument) -> None:
     from orchestrator.paths import SweepPaths
     from orchestrator.sync import sync as send
 
-    found = send(SweepPaths(directory.absolute()))
+    found = send(SweepPaths.of(directory))
     print(f"{found.waiting - found.left} of {found.waiting} records sent to {found.store}")
     if found.left:
         raise typer.Exit(1)
@@ -107,7 +107,7 @@ def ui(
     from orchestrator.paths import SweepPaths
     from orchestrator.ui import MLFLOW_PORT, OPTUNA_PORT, mlflow_command, mlflow_server, optuna_command, ray_dashboard
 
-    paths = SweepPaths(directory.absolute())
+    paths = SweepPaths.of(directory)
     if optuna and ray:
         raise typer.BadParameter("--optuna and --ray exclude each other")
     if ray:

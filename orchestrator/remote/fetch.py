@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from orchestrator.output import locked, write_text
-from orchestrator.paths import SweepPaths
+from orchestrator.paths import SweepPaths, absolute
 from orchestrator.remote.cluster import Cluster
 from orchestrator.remote.listing import checksum
 from orchestrator.remote.package import shown_names, shown_size
@@ -20,6 +21,7 @@ from trainers.atomic import atomic_file
 from trainers.errors import ClusterError
 
 _RECORD = ".fetched.json"
+_LONGEST_NAME, _LONGEST_PATH = 200, 2000  # bytes; a temporary name is longer
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def fetch(cluster: Cluster, job: str, target: Path | None, tell: Callable[[str],
     Raises ClusterError where that cannot be, and before anything is written where a file that is there would be lost.
     """
     output, name = _output_of(cluster, job)
-    target = (target or Path("runs") / name).expanduser().absolute()
+    target = absolute(target or Path("runs") / name)
     with _source(cluster, job, output) as source:
         return bring(source, target, tell)
 
@@ -49,6 +51,7 @@ def bring(source: Source, target: Path, tell: Callable[[str], None]) -> Fetched:
         raise ClusterError(f"{target} is the sweep's output directory itself: there is nothing to fetch")
     for file in source.files:
         _require_safe(file.path)
+    _require_one_tree(source.files)
     if not source.files:
         raise ClusterError(f"{source.shown} must hold a sweep, but is empty")
     target.mkdir(parents=True, exist_ok=True)
@@ -101,9 +104,24 @@ def _require_safe(path: str) -> None:
     """The list comes from the network: no path in it may lead out of the target, or to our own records."""
     parts = PurePosixPath(path).parts
     plain = parts and path == PurePosixPath(path).as_posix() and not PurePosixPath(path).is_absolute()
-    if not plain or ".." in parts or "\\" in path or "\0" in path or path in (_RECORD, SweepPaths(Path()).lock.name):
+    readable = not any(unicodedata.category(character) in ("Cc", "Cs") for character in path)
+    fits = (
+        readable and len(path.encode()) <= _LONGEST_PATH and all(len(part.encode()) <= _LONGEST_NAME for part in parts)
+    )
+    ours = path in (_RECORD, SweepPaths(Path()).lock.name)
+    if not plain or ".." in parts or "\\" in path or not fits or ours:
         raise ClusterError(
-            f"each path must lie in the output directory, but the cluster names {path!r}; nothing was fetched"
+            f"each path must lie in the output directory, but the cluster names {path!r:.200}; nothing was fetched"
+        )
+
+
+def _require_one_tree(files: list[RemoteFile]) -> None:
+    """No file twice, and none where another has a folder."""
+    paths = {file.path for file in files}
+    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+    if len(paths) < len(files) or paths & folders:
+        raise ClusterError(
+            "each file must be listed once, and be no folder of another, but some are; nothing was fetched"
         )
 
 
@@ -166,7 +184,7 @@ def _read_record(target: Path) -> dict[str, list[str]]:
         return {str(name): [*map(str, digests)] for name, digests in json.loads(path.read_text()).items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ClusterError(f"{path} must be readable, but: {error}; use another --output") from error
 
 

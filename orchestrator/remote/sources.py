@@ -63,7 +63,7 @@ class ClusterFolder:
         text = b"".join(cluster.read_log_file(node, f"{name}.json"))
         try:
             self.files = [RemoteFile(str(path), int(size), str(digest)) for path, size, digest in json.loads(text)]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ClusterError(f"the cluster must list {shown}, but sent {text[:100]!r}") from error
 
     def read(self, path: str) -> Iterator[bytes]:

@@ -1,6 +1,5 @@
 """A sweep as its output directory has it, finished or still running: nothing is changed there."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from orchestrator.config import SweepConfig, load_config
 from orchestrator.front import SweepFront, sweep_front
+from orchestrator.output import read_json
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, read_records
 from orchestrator.report.series import FrontSeries, front_series
@@ -51,7 +51,7 @@ class Sweep:
 
 def read_sweep(directory: Path) -> Sweep:
     """Read an output directory; raises SweepError where it holds no sweep, or none of whose runs has finished."""
-    paths = SweepPaths(directory.expanduser().absolute())
+    paths = SweepPaths.of(directory)
     if not paths.config.is_file():
         raise SweepError(f"{directory} must be the output directory of a sweep, but has no {paths.config.name}")
     config = load_config(paths.config)
@@ -61,14 +61,11 @@ def read_sweep(directory: Path) -> Sweep:
             f"at least one run must have ended, but none of the sweep in {directory} has; wait for the first"
         )
     return Sweep(
-        directory, paths, config, records, _json(paths.layers, []), _json(paths.state, {}), _json(paths.environment, {})
+        directory,
+        paths,
+        config,
+        records,
+        read_json(paths.layers, list[dict[str, Any]]()),
+        read_json(paths.state, {}),
+        read_json(paths.environment, {}),
     )
-
-
-def _json(path: Path, missing: Any) -> Any:
-    if not path.is_file():
-        return missing
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SweepError(f"{path} must be readable JSON, but: {error}; run the sweep's command again") from error

@@ -16,7 +16,7 @@ from orchestrator.config import SweepConfig, dump_config
 from orchestrator.jobs import Job, run_job
 from orchestrator.ledger import Ledger
 from orchestrator.output import SweepState, write_state, write_text
-from orchestrator.paths import SweepPaths
+from orchestrator.paths import SweepPaths, absolute
 from orchestrator.pipeline import run_sweep
 from orchestrator.records import RunRecord
 from orchestrator.report.sweep import Sweep, read_sweep
@@ -71,7 +71,7 @@ def _repeat_sweep(prepared: Prepared, output: Path | None, console: Console) -> 
     from orchestrator.tracking.tracker import IDS_FILE
 
     sweep = prepared.sweep
-    root = _new_folder(sweep, "sweep", None) if output is None else output.expanduser().absolute()
+    root = _new_folder(sweep, "sweep", None) if output is None else absolute(output)
     if root.exists() and root.samefile(sweep.paths.root):
         raise SweepError(f"a rerun must not go on in the directory of its record {output}; use another --output")
     ids = read_ids(sweep.paths.tracking / IDS_FILE, sweep.identity.get("store", ""))
@@ -143,7 +143,7 @@ def _train(
 def _new_folder(sweep: Sweep, name: str, output: Path | None) -> Path:
     """Make `output`, which must be new or empty, or the first `reruns/<name>-<n>` that is not there yet."""
     if output is not None:
-        root = output.expanduser().absolute()
+        root = absolute(output)
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise SweepError(f"{output} must be new or empty, but holds files; use another --output")

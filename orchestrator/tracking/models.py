@@ -17,7 +17,7 @@ import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 
-from orchestrator.tracking.target import redacted
+from orchestrator.tracking.target import concealed, redacted
 from trainers.errors import SweepError
 
 if TYPE_CHECKING:
@@ -132,9 +132,16 @@ class Version:
 
 
 def find_models(uri: str, run_ids: Mapping[str, str]) -> dict[str, str]:
-    """Return the ids of the complete models that are called as their runs, by those names; `run_ids` are the runs'."""
+    """Return the ids of the complete models that are called as their runs, by those names; `run_ids` are the runs'.
+
+    Raises SweepError where the store does not answer.
+    """
     client = mlflow.MlflowClient(uri)
-    models = {name: logged_model(client, run_id, name) for name, run_id in run_ids.items() if run_id}
+    try:
+        models = {name: logged_model(client, run_id, name) for name, run_id in run_ids.items() if run_id}
+    except MlflowException as error:
+        why = concealed(str(error.message).partition("\n")[0], uri)
+        raise SweepError(f"the store at {redacted(uri)} must list its models, but: {why}") from error
     return {
         name: str(model.model_id)
         for name, model in models.items()
@@ -155,7 +162,7 @@ def register_models(
     try:
         return _register(client, name, models, tags, aliases)
     except MlflowException as error:
-        why = str(error.message).partition("\n")[0]
+        why = concealed(str(error.message).partition("\n")[0], uri)
         raise SweepError(f"the registry at {redacted(uri)} must take the model {name!r}, but: {why}") from error
 
 

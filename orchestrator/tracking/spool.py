@@ -7,9 +7,10 @@ import errno
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from orchestrator.paths import SweepPaths
 from trainers.atomic import atomic_file
 from trainers.errors import SweepError
 
@@ -50,7 +51,7 @@ class Spool:
         self._offset = self._read_position()
         try:
             self.read()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise SweepError(
                 f"{self._path} must be lines of JSON, but: {error}; mend or remove the line that is none"
             ) from error
@@ -71,7 +72,7 @@ class Spool:
         if lines and not lines[-1].endswith(b"\n"):  # still being written
             lines.pop()
         size = sum(map(len, lines))
-        return [Event(**json.loads(line)) for line in lines], self._offset + size, size >= _MAX_READ_BYTES
+        return [_event(line) for line in lines], self._offset + size, size >= _MAX_READ_BYTES
 
     def delivered(self, offset: int) -> None:
         """Everything before `offset` has arrived and is not read again."""
@@ -97,8 +98,22 @@ class Spool:
             return 0
         try:
             offset = int(json.loads(self._position.read_text())["offset"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise SweepError(
                 f"{self._position} must be readable JSON, but: {error}; remove it, and all is sent to MLflow again"
             ) from error
-        return min(offset, os.fstat(self._file).st_size)
+        return max(0, min(offset, os.fstat(self._file).st_size))
+
+
+def _event(line: bytes) -> Event:
+    """The event of one line; raises ValueError where its file is not in the output directory, which may have come from
+    elsewhere: what an event names is sent to the store, and a model's folder removed then.
+    """
+    event = Event(**json.loads(line))
+    if event.kind in ("artifact", "model"):
+        path = PurePosixPath(event.value["path"])
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"the path {str(path)!r} of {event.run!r} leads out of the output directory")
+        if event.kind == "model" and path != PurePosixPath(SweepPaths(Path()).packed_model(event.run)):
+            raise ValueError(f"the path {str(path)!r} is not that of a model of {event.run!r}")
+    return event

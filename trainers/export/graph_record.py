@@ -73,7 +73,7 @@ def _name(node: Node) -> str:
     target: Any = node.target
     name = f"operator.{target.__name__}" if getattr(target, "__module__", "") == "_operator" else str(target)
     try:
-        _operator(name)
+        find_operator(name)
     except CheckpointError as error:
         raise ExportError(
             f"a safetensors export must consist of ATen operators alone, but the network calls {name}; use pt2"
@@ -93,7 +93,7 @@ def _encoded(value: Any, names: dict[str, str]) -> Any:
     return str(value) if isinstance(value, torch.device) else value
 
 
-def _operator(name: str) -> Any:
+def find_operator(name: str) -> Any:
     """Return the function that a record may call by this name; raises CheckpointError for any other."""
     space, _, rest = name.partition(".")
     if space == "operator" and rest in _NUMBERS:
@@ -127,7 +127,9 @@ class RecordedNetwork(nn.Module):
         known = {*tensors, self._given}
         self._nodes = []
         for name, target, args, kwargs in record["nodes"]:
-            self._nodes.append((name, _operator(target), _resolved(args, known), _resolved({"": kwargs}, known)[""]))
+            self._nodes.append(
+                (name, find_operator(target), _resolved(args, known), _resolved({"": kwargs}, known)[""])
+            )
             known.add(name)
         _resolved({"value": self._output}, known)
         for name, tensor in tensors.items():

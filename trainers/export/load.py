@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainers.archives import require_whole
 from trainers.errors import CheckpointError, ExportError
 from trainers.export.formats import INPUT, METADATA, OUTPUT, Metadata
 from trainers.export.graph_record import RecordedNetwork
+from trainers.export.harmless import require_harmless_program, require_own_weights
 from trainers.export.integrity import is_intact
 from trainers.export.options import FORMATS, Format
 
@@ -20,12 +22,13 @@ EXPORT, VERSION = "rankfront export", 1
 _PT2_METADATA = f"extra/{METADATA}.json"
 _PT2_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _PT2_INPUTS = "data/sample_inputs/model.pt"
+_PT2_PROGRAM = "models/model.json"
 _PT2_FOLDERS = ("data/weights/weight_", "data/constants/tensor_", ".data/")
 _PT2_FILES = {
     *_PT2_CONFIGS,
     _PT2_INPUTS,
     _PT2_METADATA,
-    "models/model.json",
+    _PT2_PROGRAM,
     "archive_format",
     "archive_version",
     "byteorder",
@@ -146,13 +149,13 @@ def _require_intact(content: bytes) -> None:
 
 
 def _read_pt2(content: bytes) -> tuple[nn.Module, Metadata]:
+    require_whole(io.BytesIO(content))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"the archive must be whole, but {damaged} in it is damaged")
         parts = {name.partition("/")[2]: name for name in archive.namelist()}
         metadata = _checked(archive.read(parts[_PT2_METADATA]).decode() if _PT2_METADATA in parts else None)
-        _require_plain({part: archive.read(name) for part, name in parts.items()})
+        contents = {part: archive.read(name) for part, name in parts.items()}
+        _require_plain(contents)
+        require_harmless_program(contents[_PT2_PROGRAM])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.load(io.BytesIO(content))
@@ -183,6 +186,7 @@ def _read_onnx(content: bytes) -> tuple[nn.Module, Metadata]:
     import onnxruntime  # noqa: F401  # without it there is nothing to be found in the file
 
     _require_intact(content)
+    require_own_weights(content)
     network = OnnxNetwork(content)
     return network, _checked(network.session.get_modelmeta().custom_metadata_map.get(METADATA))
 

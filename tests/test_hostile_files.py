@@ -1,0 +1,385 @@
+"""Files that nobody should have written: each is refused by one clear error of ours, or reads as what was written."""
+
+import io
+import json
+import os
+import struct
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from deployed import deployed, noise
+from hostile import mutations
+from PIL import Image
+from trial_records import record
+
+from orchestrator.front import read_front
+from orchestrator.output import read_json, read_state
+from orchestrator.paths import SweepPaths
+from orchestrator.records import SCHEMA, read_records, write_records
+from orchestrator.remote.fetch import bring
+from orchestrator.remote.sources import RemoteFile
+from orchestrator.study import open_study
+from orchestrator.tracking.spool import Spool
+from trainers.checkpoint import load_checkpoint, read_payload, save_checkpoint, write_payload
+from trainers.config import DataConfig, FactorizationConfig, MethodConfig, TrainingConfig
+from trainers.data import load_train_validation
+from trainers.errors import CheckpointError, ClusterError, DataError, RankfrontError, SweepError
+from trainers.loop import Evaluation, Stage, train
+from trainers.methods import make_method
+from trainers.methods.base import Network
+from trainers.saved_model import load_model, save_model
+
+SHAPE = (1, 8, 8)
+NUM_MUTATIONS = 60
+
+
+@pytest.fixture(scope="module")
+def saved():
+    return deployed("tiny", SHAPE, data=noise(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def model_file(saved, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    save_model(saved, path)
+    return path
+
+
+class TestModelFiles:
+    def test_a_damaged_one_is_refused_or_whole(self, model_file, saved, tmp_path):
+        refused = []
+        for content in mutations(model_file.read_bytes(), NUM_MUTATIONS):
+            (tmp_path / "model.pt").write_bytes(content)
+            try:
+                found = load_model(tmp_path / "model.pt")
+            except CheckpointError as error:
+                refused.append(str(error))
+            else:
+                for name, value in found.model.state_dict().items():
+                    assert torch.equal(value, saved.model.state_dict()[name])
+        assert len(refused) > NUM_MUTATIONS / 2
+        assert all("model.pt must be" in text for text in refused)
+        assert os.listdir(tmp_path) == ["model.pt"]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"spec": 3}, {"spec": {"model": [], "sample_shape": [1], "num_classes": 2}}, {"form": None}, {"config": []},
+            {"spec": {"model": {"name": "tiny"}, "sample_shape": [1, 8, 8], "num_classes": 2**62}}, {"history": {}},
+            {"spec": {"model": {"name": "../x"}, "sample_shape": [1, 8, 8], "num_classes": 10}}, {"history": [3]},
+            {"spec": {"model": {"name": "tiny"}, "sample_shape": ["a", 0, -1], "num_classes": 10}}, {"state_dict": {}},
+            {"state_dict": {"0.weight": torch.zeros(())}}, {"state_dict": [1]}, {"form": {"layers": [{"name": "x"}]}},
+            {"spec": {"model": {"name": "mlp", "hidden": [2**62]}, "sample_shape": [1, 8, 8], "num_classes": 10}},
+        ],
+    )  # fmt: skip
+    def test_one_of_another_content_is_refused(self, model_file, tmp_path, changes):
+        content = {
+            key: value for key, value in read_payload(model_file, "model").items() if key not in ("format", "version")
+        }
+        write_payload(tmp_path / "model.pt", content.pop("kind"), {**content, **changes})
+        with pytest.raises(CheckpointError, match=r"model\.pt must be a complete model file"):
+            load_model(tmp_path / "model.pt")
+
+    def test_an_archive_that_would_fill_the_memory_is_not_unpacked(self, model_file, tmp_path):
+        packed = tmp_path / "packed.pt"
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", b"\0" * 10**8)
+        with pytest.raises(CheckpointError, match="must be stored as they are"):
+            read_payload(packed, "model")
+        overlapping = bytearray(model_file.read_bytes())
+        end = overlapping.rfind(b"PK\x05\x06")
+        count, size, start = struct.unpack("<HII", overlapping[end + 10 : end + 20])
+        entries = bytes(overlapping[start : start + size])
+        forged = overlapping[:start] + entries * 9
+        forged += struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count * 9, count * 9, size * 9, start, 0)
+        with pytest.raises(CheckpointError, match=r"must be stored as they are|share one"):
+            read_payload(bytes(forged), "model")
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+    def test_what_is_no_file_is_not_read(self, tmp_path, make):
+        make(tmp_path / "model.pt")
+        with pytest.raises(CheckpointError, match="but there is none"):
+            load_model(tmp_path / "model.pt")
+
+
+class TestCheckpoints:
+    def stage(self, path):
+        return Stage("pretrain", 2, TrainingConfig(batch_size=32), {"stage": "pretrain"}, path)
+
+    def run(self, path):
+        torch.manual_seed(0)
+        method = make_method(MethodConfig(method="dense"), Network(SHAPE, FactorizationConfig()))
+        method.prepare(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+        method.bind()
+        return list(train(method, noise(SHAPE), self.stage(path), lambda epoch: Evaluation({"val_accuracy": 0.5})))
+
+    def test_a_damaged_one_is_passed_over_or_refused(self, tmp_path):
+        path = tmp_path / "checkpoint.pt"
+        whole = self.run(path)
+        content = path.read_bytes()
+        (tmp_path / "checkpoint.before.pt").unlink()
+        for damaged in mutations(content, NUM_MUTATIONS):
+            path.write_bytes(damaged)
+            try:
+                found = self.run(path)
+            except CheckpointError:
+                continue
+            assert [result.metrics for result in found] == [result.metrics for result in whole]
+
+    @pytest.mark.parametrize("key", ["config", "history", "method", "model", "optimizer"])
+    @pytest.mark.parametrize("value", [None, 3, [], {"a": 1}, [{"epoch": 1}]])
+    def test_one_of_another_content_is_refused(self, tmp_path, key, value):
+        path = tmp_path / "checkpoint.pt"
+        self.run(path)
+        payload = load_checkpoint(path)[1]
+        content = {name: part for name, part in payload.items() if name not in ("format", "version", "kind")}
+        save_checkpoint(path, {**content, key: value})
+        if (key, value) == ("history", []):  # another training has that
+            return
+        with suppress(CheckpointError) if key == "method" else pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
+            self.run(path)
+
+
+class TestTables:
+    @pytest.fixture
+    def table(self, tmp_path):
+        costs = {"macs_ratio": 0.5, "params": 10, "params_ratio": 0.5, "epochs": 1, "settings": '{"energy": 0.1}'}
+        cut = {"epoch": 1, "settings": {}, "macs": 100, "params": 10, "score": 0.9}
+        rows = [record(f"trial-{i:04d}", 0.9, 100 + i, **costs, curve=json.dumps([cut])) for i in range(30)]
+        write_records(rows, tmp_path / "results.parquet")
+        return rows
+
+    def test_a_damaged_table_is_refused_or_whole(self, table, tmp_path):
+        path, refused = tmp_path / "results.parquet", []
+        for content in mutations(path.read_bytes(), 100):
+            path.write_bytes(content)
+            try:
+                found = read_records(path)
+            except SweepError as error:
+                refused.append(str(error))
+            else:
+                assert found == table
+        assert len(refused) > 50
+        assert all("results.parquet must" in text for text in refused)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"name": "../../x"}, {"name": "/etc/x"}, {"name": ""}, {"name": None}, {"name": "a\nb"}, {"name": "a/b"},
+            {"name": ".."},
+            {"name": "x" * 300}, {"source": "../x"}, {"stage": "other"}, {"state": "DONE"}, {"settings": "{"},
+            {"settings": "[1]"},
+            {"curve": "3"}, {"curve": "[3]"}, {"curve": "[{}]"}, {"curve": "["}, {"curve": "[" * 5000},
+            {"macs": None}, {"macs_ratio": 0.0},
+            {"curve": '[{"epoch": 1, "settings": 3, "macs": 1, "params": 1, "score": 1}]'},
+        ],
+    )  # fmt: skip
+    def test_rows_that_no_sweep_writes_are_refused(self, table, tmp_path, changes):
+        write_records([*table, replace(table[0], **{"name": "trial-0030", **changes})], tmp_path / "results.parquet")
+        with pytest.raises(SweepError, match="must hold a sweep's runs"):
+            read_front(tmp_path)
+
+    def test_text_that_is_none_is_refused(self, tmp_path):
+        columns = [
+            pa.array([b"\xff\xfe"], pa.binary()).cast(pa.string(), safe=False)
+            if f.name == "name"
+            else pa.nulls(1, f.type)
+            for f in SCHEMA
+        ]
+        pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), tmp_path / "results.parquet")
+        with pytest.raises(SweepError, match=r"results\.parquet must"):
+            read_records(tmp_path / "results.parquet")
+
+
+class TestSmallFiles:
+    @pytest.mark.parametrize("text", ["", "{", "[" * 10**5, "3", "null", '"x"', "[]", "\0"])
+    def test_json_of_another_kind_is_refused(self, tmp_path, text):
+        paths = SweepPaths(tmp_path)
+        for file in (paths.environment, paths.state):
+            file.write_text(text)
+        with pytest.raises(SweepError, match=r"environment\.json must"):
+            read_json(paths.environment, {})
+        with pytest.raises(SweepError, match=r"sweep\.json must"):
+            read_state(paths)
+
+    def test_an_identity_becomes_no_part_of_a_query(self, tmp_path):
+        SweepPaths(tmp_path).state.write_text(json.dumps({"sweep_id": "a' OR '1' = '1", "store": "mlflow.db"}))
+        with pytest.raises(SweepError, match=r"sweep\.json must"):
+            read_state(SweepPaths(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("kind", "path"),
+        [
+            ("artifact", "../../etc/passwd"), ("artifact", "/etc/passwd"), ("artifact", "."), ("model", "../other"),
+            ("model", "runs"),
+            ("model", "runs/other/mlflow_model"), ("artifact", "runs/../../x"), ("model", None), ("artifact", 3),
+        ],
+    )  # fmt: skip
+    def test_records_for_mlflow_name_no_file_outside(self, tmp_path, kind, path):
+        """What an artifact's record names is sent away, and the folder of a model is removed once it has been."""
+        event = {"run": "trial-0000", "kind": kind, "value": {"path": path}, "time_s": 1.0}
+        (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+        with pytest.raises(SweepError, match=r"events\.jsonl must be lines of JSON"):
+            Spool(tmp_path)
+
+    @pytest.mark.parametrize("offset", ["-5", "1e400", '"x"', "null", "[]"])
+    def test_a_position_that_cannot_be_is_refused_or_the_beginning(self, tmp_path, offset):
+        (tmp_path / "delivered.json").write_text(f'{{"offset": {offset}}}')
+        with suppress(SweepError):
+            assert Spool(tmp_path).read() == ([], 0, False)
+
+    def test_a_damaged_study_is_one_clear_error(self, tmp_path):
+        journal = tmp_path / "study.journal"
+        open_study(journal, "x", 0).ask()
+        content = journal.read_bytes()
+        for damaged in mutations(content, 40):
+            journal.write_bytes(damaged)
+            with suppress(SweepError):
+                open_study(journal, "x", 0)
+
+
+class TestImages:
+    def png(self, mode="L", size=(8, 8)):
+        file = io.BytesIO()
+        Image.fromarray(np.arange(size[0] * size[1], dtype=np.uint8).reshape(size)).convert(mode).save(file, "PNG")
+        return file.getvalue()
+
+    def parquet(self, folder, images, labels, metadata=None, kind=None):
+        kind = kind or pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        rows = pa.array([{"bytes": image, "path": "x"} for image in images], kind)
+        table = pa.table({"image": rows, "label": labels}).replace_schema_metadata(metadata)
+        for split in ("train", "test"):
+            pq.write_table(table, folder / f"{split}.parquet", write_page_checksum=True)
+
+    def read(self, folder, **changes):
+        return load_train_validation(DataConfig("parquet", root=str(folder), **changes))
+
+    def test_damaged_tables_and_images_are_refused_or_read(self, tmp_path):
+        self.parquet(tmp_path, [self.png()] * 20, pa.array([i % 3 for i in range(20)]))
+        content = (tmp_path / "train.parquet").read_bytes()
+        for damaged in mutations(content, 100):
+            (tmp_path / "train.parquet").write_bytes(damaged)
+            with suppress(DataError):
+                assert self.read(tmp_path).sample_shape == (1, 8, 8)
+
+    @pytest.mark.parametrize("format_", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM"])
+    def test_damaged_images_are_refused_or_read(self, tmp_path, format_):
+        file = io.BytesIO()
+        Image.open(io.BytesIO(self.png("RGB"))).save(file, format_)
+        for damaged in mutations(file.getvalue(), 30):
+            self.parquet(tmp_path, [damaged] * 2, pa.array([0, 1]))
+            with suppress(DataError):
+                assert self.read(tmp_path, validation_fraction=0.5, image_size=4).sample_shape[1:] == (4, 4)
+
+    @pytest.mark.parametrize(
+        ("labels", "metadata", "message"),
+        [
+            ([0, None], None, "must have a label"),
+            ([0, 2**40], None, "below 100,000"),
+            ([0, -1], None, "must lie in"),
+            ([0, 1], {"huggingface": "{"}, "must be those of a data set"),
+            ([0, 1], {"huggingface": "[1]"}, "must be those of a data set"),
+            ([0, 1], {"huggingface": '{"info": {"features": {"label": {"names": 3}}}}'}, "by a list of words"),
+            ([0, 1], {"huggingface": '{"info": {"features": {"label": {"names": [1, 2]}}}}'}, "by a list of words"),
+        ],
+    )
+    def test_labels_that_cannot_be(self, tmp_path, labels, metadata, message):
+        self.parquet(tmp_path, [self.png()] * 2, pa.array(labels, pa.int64()), metadata)
+        with pytest.raises(DataError, match=message):
+            self.read(tmp_path, validation_fraction=0.5)
+
+    @pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.list_(pa.int64())])
+    def test_bytes_that_are_none(self, tmp_path, kind):
+        self.parquet(tmp_path, [None, None], pa.array([0, 1]), kind=pa.struct([("bytes", kind), ("path", pa.string())]))
+        with pytest.raises(DataError, match="must have one image column"):
+            self.read(tmp_path)
+
+    def test_no_image_starts_another_program(self, tmp_path, monkeypatch):
+        """Pillow gives PostScript to Ghostscript."""
+        program = tmp_path / "gs"
+        program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+        self.parquet(tmp_path, [page] * 2, pa.array([0, 1]))
+        with pytest.raises(DataError, match="cannot be decoded"):
+            self.read(tmp_path, validation_fraction=0.5)
+        assert not (tmp_path / "started").exists()
+
+    def test_sizes_that_would_fill_the_memory(self, tmp_path):
+        self.parquet(tmp_path, [self.png()] * 2, pa.array([0, 1]))
+        with pytest.raises(DataError, match="pixels when it is resized"):
+            self.read(tmp_path, image_size=10**6)
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)),
+            (b"IDAT", zlib.compress(b"")),
+            (b"IEND", b""),
+        ]
+        bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+        self.parquet(tmp_path, [bomb] * 2, pa.array([0, 1]))
+        with pytest.raises(DataError, match="decompression bomb"):
+            self.read(tmp_path)
+
+    def test_folders_with_other_things_in_them(self, tmp_path):
+        for split in ("train", "test"):
+            for name in ("a", "b"):
+                folder = tmp_path / split / name
+                folder.mkdir(parents=True)
+                (folder / "1.png").write_bytes(self.png())
+                os.mkfifo(folder / "2.png")
+                (folder / "3.png").mkdir()
+                (folder / "4.png").symlink_to(folder / "nowhere")
+        found = load_train_validation(
+            DataConfig("imagefolder", root=str(tmp_path), image_size=4, validation_fraction=0.5)
+        )
+        assert len(found.labels) == 2
+        os.mkfifo(tmp_path / "train.parquet")
+        with pytest.raises(DataError, match="has neither"):
+            self.read(tmp_path)
+
+
+class Hostile:
+    """A cluster that lists what it likes."""
+
+    shown = "the cluster"
+
+    def __init__(self, *paths):
+        self.files = [RemoteFile(path, 1, "0" * 64) for path in paths]
+
+    def read(self, path):
+        yield b"x"
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("../x",), ("/etc/x",), ("a/../../x",), ("a\0b",), ("a\nb",), ("\x1b[2J",), ("\ud800",), ("x" * 300,),
+        ("a/" * 2000 + "a",), (".",),
+        ("",), ("a//b",), ("a\\b",), (".lock",), (".fetched.json",), ("a", "a"), ("a", "a/b"), ("a/b/c", "a/b"), ("~",
+        "a/./b"),
+    ],
+)  # fmt: skip
+def test_a_cluster_cannot_write_where_it_likes(tmp_path, paths):
+    with pytest.raises(ClusterError, match="nothing was fetched"):
+        bring(Hostile("sweep.json", *paths), tmp_path / "home", [].append)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_in_the_target_is_not_followed(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "runs").symlink_to(tmp_path / "outside")
+    (tmp_path / "home" / ".fetched.json").write_text("{}")
+    with pytest.raises(RankfrontError):
+        bring(Hostile("runs/model.pt"), tmp_path / "home", [].append)
+    assert not list((tmp_path / "outside").iterdir())
