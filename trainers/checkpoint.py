@@ -66,8 +66,9 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 2) -> None:
     else:
         places = [path, *(path.with_name(_name_before(path, age)) for age in range(1, keep))]
         for newer, older in reversed(list(pairwise(places))):
-            with suppress(FileNotFoundError):  # or a worker whose driver was killed ends its last epoch beside ours
-                newer.replace(older)
+            if newer.exists():
+                with suppress(FileNotFoundError):  # a worker whose driver was killed may end its last epoch beside ours
+                    newer.replace(older)
         remove = [there for there in _earlier(path) if there not in places]
     write_payload(path, _CHECKPOINT, content)
     for there in remove:
