@@ -196,7 +196,9 @@ def _fitted(
         return None
     if not all(contains(distributions[key], value) for key, value in trial.params.items()):
         return None
-    ratios = {key: trial.user_attrs[key] for key in (MACS_RATIO, PARAMS_RATIO) if key in trial.user_attrs}
+    ratios = {
+        key: value for key in (MACS_RATIO, PARAMS_RATIO) if isinstance(value := trial.user_attrs.get(key), int | float)
+    }
     attributes = {ADDED: WARM_START, **origin, _SOURCE_NUMBER: trial.number, **ratios}
     attributes[CURVE] = trial.user_attrs.get(ADDED) == CURVE
     return _added_trial(study, trial.params, distributions, trial.values, attributes)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainers.latency_table import LatencyTable
 
 _VERSION = 2  # of how times are measured
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a file of something else gives
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def write_table(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> No
     try:
         text = cached.read_text()
         _table(text)
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+    except (OSError, *_DAMAGED):  # not there, or damaged
         text = _measured(config, plan)
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def read_table(config: SweepConfig, paths: SweepPaths) -> "LatencyTable | None":
         return None
     try:
         return _table(paths.latency_table.read_text())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *_DAMAGED) as error:
         raise SweepError(f"{paths.latency_table} must be a table of times, but: {error!r}; remove it") from error
 
 

@@ -14,7 +14,8 @@ from trainers.atomic import atomic_file
 from trainers.errors import SweepError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
-_CUT = {"epoch", "settings", "macs", "params", "score"}
+_FIGURES = ("epoch", "macs", "params", "score")
+_CUT = {*_FIGURES, "settings"}
 
 StageName = Literal["pretrain", "trial", "finetune", "dense"]
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -131,11 +132,17 @@ def _problem(record: RunRecord) -> str | None:
     try:
         settings, curve = json.loads(record.settings or "{}"), json.loads(record.curve or "[]")
         fits = isinstance(settings, dict) and all(
-            cut.keys() >= _CUT and isinstance(cut["settings"], dict) for cut in curve
+            cut.keys() >= _CUT and isinstance(cut["settings"], dict) and all(_is_number(cut[key]) for key in _FIGURES)
+            for cut in curve
         )
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"the settings or the curve of {record.name} cannot be read: {error}"
     costs = (record.macs, record.macs_ratio, record.params, record.params_ratio)
     if record.state == "COMPLETE" and record.stage != "pretrain" and not all(costs):
         return f"{record.name} is complete and has the costs {costs}"
-    return None if fits else f"the settings or the curve of {record.name} are of another form"
+    fits = fits and len(record.layers or ()) == len(record.ranks or ())
+    return None if fits else f"the settings, the curve or the ranks of {record.name} are of another form"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -19,16 +19,20 @@ from hostile import mutations
 from PIL import Image
 from trial_records import record
 
+from orchestrator.config import dump_config
+from orchestrator.foresight import read_table
 from orchestrator.front import read_front
 from orchestrator.output import read_json, read_state
 from orchestrator.paths import SweepPaths
 from orchestrator.records import SCHEMA, read_records, write_records
 from orchestrator.remote.fetch import bring
 from orchestrator.remote.sources import RemoteFile
+from orchestrator.report.sweep import read_sweep
 from orchestrator.study import open_study
 from orchestrator.tracking.spool import Spool
+from orchestrator.tracking.store import read_ids
 from trainers.checkpoint import load_checkpoint, read_payload, save_checkpoint, write_payload
-from trainers.config import DataConfig, FactorizationConfig, MethodConfig, TrainingConfig
+from trainers.config import DataConfig, FactorizationConfig, LatencyConfig, MethodConfig, TrainingConfig
 from trainers.data import load_train_validation
 from trainers.errors import CheckpointError, ClusterError, DataError, RankfrontError, SweepError
 from trainers.loop import Evaluation, Stage, train
@@ -179,6 +183,8 @@ class TestTables:
             {"curve": "3"}, {"curve": "[3]"}, {"curve": "[{}]"}, {"curve": "["}, {"curve": "[" * 5000},
             {"macs": None}, {"macs_ratio": 0.0},
             {"curve": '[{"epoch": 1, "settings": 3, "macs": 1, "params": 1, "score": 1}]'},
+            {"layers": ["a"], "ranks": [1, 2]},
+            {"curve": '[{"epoch": 1, "settings": {}, "macs": "1", "params": 1, "score": 1}]'},
         ],
     )  # fmt: skip
     def test_rows_that_no_sweep_writes_are_refused(self, table, tmp_path, changes):
@@ -208,6 +214,30 @@ class TestSmallFiles:
             read_json(paths.environment, {})
         with pytest.raises(SweepError, match=r"sweep\.json must"):
             read_state(paths)
+
+    @pytest.mark.parametrize("text", ["3", "{}", '{"run": 1}', "[" * 10**5, "\0"])
+    def test_ids_of_another_kind_are_refused(self, tmp_path, text):
+        (tmp_path / "runs.jsonl").write_text(text + "\n")
+        with pytest.raises(SweepError, match=r"runs\.jsonl must be lines of JSON"):
+            read_ids(tmp_path / "runs.jsonl", "mlflow.db")
+
+    @pytest.mark.parametrize(
+        "found", [{"packages": []}, {"hardware": 3}, {"git": "x"}, {"data": []}, {"data": {"train": "x"}}]
+    )
+    def test_an_environment_of_another_form_is_refused(self, tmp_path, small_sweep, found):
+        paths = SweepPaths(tmp_path)
+        paths.config.write_text(dump_config(small_sweep))
+        write_records([record("trial-0000", None, None, "FAIL")], paths.results)
+        paths.environment.write_text(json.dumps(found))
+        with pytest.raises(SweepError, match=r"environment\.json must say"):
+            read_sweep(tmp_path)
+
+    @pytest.mark.parametrize("text", ["", "3", "[]", '{"layers": 3}', '{"layers": {"a": []}}', "[" * 10**5])
+    def test_a_table_of_times_of_another_kind_is_refused(self, tmp_path, small_sweep, text):
+        paths = SweepPaths(tmp_path)
+        paths.latency_table.write_text(text)
+        with pytest.raises(SweepError, match=r"latency_table\.json must be a table"):
+            read_table(replace(small_sweep, latency=LatencyConfig()), paths)
 
     def test_an_identity_becomes_no_part_of_a_query(self, tmp_path):
         SweepPaths(tmp_path).state.write_text(json.dumps({"sweep_id": "a' OR '1' = '1", "store": "mlflow.db"}))

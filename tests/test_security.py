@@ -177,8 +177,9 @@ def test_a_dashboard_is_named_without_its_secret(monkeypatch):
 
 
 def holding(folder, text):
-    """The files in which the text stands."""
-    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    """What has the text in its name, and the files in which it stands."""
+    found = list(folder.rglob("*"))
+    return [path for path in found if text in path.name or (path.is_file() and text.encode() in path.read_bytes())]
 
 
 @pytest.mark.ray
@@ -208,7 +209,7 @@ def test_a_secret_is_in_nothing_that_a_sweep_leaves(tmp_path, monkeypatch, capfd
     assert store.exists()
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 20
-    assert holding(tmp_path, "trial-0001")  # the search finds what is there
+    assert holding(tmp_path, "trial-0000")  # the search finds what is there
     assert not holding(tmp_path, SECRET)
     screen = capfd.readouterr()
     assert SECRET not in caplog.text + screen.out + screen.err + str(caught.value)

@@ -60,12 +60,15 @@ def read_sweep(directory: Path) -> Sweep:
         raise SweepError(
             f"at least one run must have ended, but none of the sweep in {directory} has; wait for the first"
         )
-    return Sweep(
-        directory,
-        paths,
-        config,
-        records,
-        read_json(paths.layers, list[dict[str, Any]]()),
-        read_json(paths.state, {}),
-        read_json(paths.environment, {}),
-    )
+    layers = read_json(paths.layers, list[dict[str, Any]]())
+    return Sweep(directory, paths, config, records, layers, read_json(paths.state, {}), _environment(paths))
+
+
+def _environment(paths: SweepPaths) -> dict[str, Any]:
+    found = read_json(paths.environment, dict[str, Any]())
+    splits = found.get("data", {})
+    sections = [found.get(key, {}) for key in ("packages", "hardware")] + [found.get("git") or {}, splits]
+    sections += splits.values() if isinstance(splits, dict) else []
+    if not all(isinstance(section, dict) for section in sections):
+        raise SweepError(f"{paths.environment} must say with what a sweep ran, but is of another form; remove it")
+    return found

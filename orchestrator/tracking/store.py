@@ -226,7 +226,7 @@ def read_ids(file: Path, store: str) -> dict[str, str]:
     try:
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         return {line["run"]: line["id"] for line in lines if line["store"] == store}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SweepError(
             f"{file} must be lines of JSON, but: {error}; remove it, and the runs are searched for by name"
         ) from error
