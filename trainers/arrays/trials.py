@@ -2,12 +2,10 @@
 
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from trainers.arrays.epoch import train_epochs
-from trainers.loop import PendingEpoch, TrainedEpoch
-
-R = TypeVar("R")
+from trainers.loop import PendingEpoch, R, TrainedEpoch, answer
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class TrialArray(Generic[R]):
         """Take a trial one step further; return the epoch that is due, or note what came instead."""
         trial = self._trials[slot]
         try:
-            step = trial.throw(reply) if isinstance(reply, Exception) else trial.send(reply)
+            step = answer(trial, reply)
         except StopIteration:
             step, error = None, None
         except Exception as raised:  # noqa: BLE001 - one trial's failure is not the others'
