@@ -174,7 +174,7 @@ class ResourcesConfig(Section):
     cpus_per_trial: Annotated[int, at_least(1)] = 1
     gpus_per_trial: Annotated[float | Literal["auto"], _WholeRule(_gpus_problem)] = 0.0
     max_trials_per_gpu: Annotated[int, at_least(1)] = 8
-    trials_per_array: Annotated[int, at_least(1)] = 1
+    trials_per_array: Annotated[int, in_interval(1, 256, closed="[]")] = 1
     share_stage_one: bool = True
 
     def problems(self) -> list[tuple[str, str]]:

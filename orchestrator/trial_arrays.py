@@ -2,7 +2,7 @@
 
 Tune's side of a trial is light: it joins an array, asks it for one result after the other and reports them, so that the
 scheduler, the searcher and the ledger see what they always see. A trial that was stopped or whose worker was lost is not
-waited for, and its slot goes to the next one; after an array was lost its trials go on from their checkpoints in a new one.
+waited for, and its slot goes to the next one; after an array was lost its trials join again, from their checkpoints.
 """
 
 import time
@@ -177,7 +177,11 @@ def array_trainable(params: dict[str, Any], arrays: Sequence[Any]) -> None:
     try:
         result: dict[str, Any] = {}
         while not result.keys() & {"finished", "error"}:
-            result = ray.get(array.next.remote(key))
+            try:
+                result = ray.get(array.next.remote(key))
+            except LookupError:  # it goes on from its checkpoint, and first repeats its results
+                array = _joined(key, params, arrays)
+                continue
             tune.report(tune_result(result))
     finally:
         array.leave.remote(key)

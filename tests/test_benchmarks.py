@@ -79,3 +79,11 @@ def test_the_usual_implementation_computes_what_ours_does(pytestconfig, monkeypa
         replace_modules(model, lambda module: TwoConv(module) if isinstance(module, SVDConv) else None)
         torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(looped_penalty(model, 0.01, 1.0), penalty, rtol=1e-6, atol=1e-9, check_dtype=False)
+
+
+def test_array_scaling_writes_a_row_for_each_number_of_trials(pytestconfig, tmp_path):
+    options = ("--networks", "mlp", "--counts", 1, 3, "--steps", 2, "--rounds", 1, "--json", tmp_path / "rows.json")
+    run(pytestconfig, "array_scaling.py", *options)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["batches"], row["trials"]) for row in rows] == [("shared", 1), ("own", 1), ("shared", 3), ("own", 3)]
+    assert all(row["images_per_s"] > 0 and row["times_one_by_one"] > 0 and row["peak_bytes"] > 0 for row in rows)

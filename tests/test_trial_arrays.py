@@ -1,12 +1,15 @@
 """Trial arrays in a search: ordinary trials to the scheduler, the study and the ledger; slots are refilled."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from sweeps import run, trials_of
 
-from orchestrator import trial_arrays
+from orchestrator import search, trial_arrays
 from orchestrator.config import ResourcesConfig, SchedulerConfig
 from orchestrator.jobs import pretrain_job, run_job, trial_job
 from orchestrator.trial_arrays import ArrayWorker
@@ -130,3 +133,37 @@ def test_a_sweep_trains_its_trials_in_arrays_and_fills_the_slots_of_those_that_a
 def test_arrays_do_not_go_with_measured_gpu_shares():
     with pytest.raises(ConfigError, match="trials_per_array: must be 1 with gpus_per_trial: auto, but got 4"):
         ResourcesConfig(gpus_per_trial="auto", trials_per_array=4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_after_an_array_is_lost_its_trials_go_on_from_their_checkpoints(
+    small_sweep, ray_cluster, tmp_path, monkeypatch
+):
+    import ray
+
+    output, started = tmp_path / "lost", []
+
+    @contextmanager
+    def watched(*args):
+        with trial_arrays.trial_arrays(*args) as arrays:
+            started.extend(arrays)
+            yield arrays
+
+    def kill_when_it_trains():
+        deadline = time.monotonic() + 300
+        while not list(output.glob("runs/trial-*/checkpoint.pt")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        ray.kill(started[0], no_restart=False)
+
+    monkeypatch.setattr(search, "trial_arrays", watched)
+    config = in_arrays(small_sweep, 2, num_trials=4)
+    config = replace(config, training=replace(config.training, epochs=30))
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill_when_it_trains)
+        run(config, output)
+        killed.result()
+    trials = trials_of(output)
+    assert {(trial.state, trial.epochs) for trial in trials} == {("COMPLETE", 30)}
+    assert len(trials) == 4
