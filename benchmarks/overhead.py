@@ -58,7 +58,7 @@ def sleeping(params: dict[str, Any], trial_s: float) -> None:
     """One trial: sleeps, and reports what a training would."""
     from ray import tune
 
-    from orchestrator.search import tune_result
+    from orchestrator.scheduler import tune_result
 
     rng = random.Random(params["number"])
     quality = rng.gauss(0, 0.02) - 0.02 * abs(math.log(params["settings"]["learning_rate"] / 1e-3))

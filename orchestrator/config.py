@@ -170,6 +170,9 @@ class ResourcesConfig(Section):
     `auto`: before the search one short training of each form is run on a GPU, and as many trials share a GPU as its memory
     then allows, at most `max_trials_per_gpu`.
 
+    `trials_per_array` K > 1: up to K trials train in one process as one program (`trainers.arrays`), and share what is
+    reserved for a run; `search.max_concurrent` says how many there are in all.
+
     `share_stage_one`: networks of stage 1 are taken from, and left for, the other sweeps in the same folder.
 
     `max_retries`: a run whose worker was lost (killed, preempted, its node gone), or that ran out of memory, is started
@@ -182,10 +185,18 @@ class ResourcesConfig(Section):
     cpus_per_trial: Annotated[int, at_least(1)] = 1
     gpus_per_trial: Annotated[float | Literal["auto"], _WholeRule(_gpus_problem)] = 0.0
     max_trials_per_gpu: Annotated[int, at_least(1)] = 8
+    trials_per_array: Annotated[int, in_interval(1, 256, closed="[]")] = 1
     share_stage_one: bool = True
     max_retries: Annotated[int, at_least(0)] = 2
     accumulate_when_out_of_memory: bool = False
     checkpoints: Annotated[int, at_least(1)] = 2
+
+    def problems(self) -> list[tuple[str, str]]:
+        """`auto` measures trials that train by themselves."""
+        if self.trials_per_array > 1 and self.gpus_per_trial == "auto":
+            text = f"must be 1 with gpus_per_trial: auto, but got {self.trials_per_array}; set gpus_per_trial: 1"
+            return [("trials_per_array", text)]
+        return []
 
     @property
     def gpus(self) -> float:
@@ -234,6 +245,11 @@ class SweepConfig(Section):
             )
             return [("search.constraints.max_latency_ms", text)]
         return []
+
+    @property
+    def num_arrays(self) -> int:
+        """How many processes train `search.max_concurrent` trials: one each, or one for each array."""
+        return -(-self.search.max_concurrent // self.resources.trials_per_array)
 
     @property
     def resolved_search(self) -> SearchConfig:

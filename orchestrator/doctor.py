@@ -107,10 +107,11 @@ def _cluster(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> Itera
             yield Finding("Ray", "ok", f"{len(nodes)} node{'s' * (len(nodes) > 1)} at {where or 'this machine'}")
             yield from _nodes(nodes, paths)
             at_once = room([node["Resources"] for node in nodes], config.resources)
-            enough = at_once >= config.search.max_concurrent
-            fit = f"{at_once} trials at once, search.max_concurrent is {config.search.max_concurrent}"
+            wanted, per_array = config.num_arrays, config.resources.trials_per_array
+            enough = at_once >= wanted
+            fit = f"{at_once * per_array} trials at once, search.max_concurrent is {config.search.max_concurrent}"
             yield Finding("resources", "ok" if enough else "warning", fit + ("" if enough else "; the rest waits"))
-            yield _tried("cost", lambda: str(estimate(config, plan, min(at_once, config.search.max_concurrent))))
+            yield _tried("cost", lambda: str(estimate(config, plan, min(at_once, wanted))))
     except RankfrontError as error:
         yield Finding("Ray", "problem", str(error))
 

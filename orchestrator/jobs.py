@@ -3,10 +3,10 @@
 import json
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.config import SweepConfig
 from orchestrator.curves import trial_of
@@ -15,6 +15,10 @@ from orchestrator.records import RunRecord, StageName
 from orchestrator.storage import storage_problem
 from trainers.config import MethodConfig, TrainingConfig, apply_settings, as_record
 from trainers.errors import SweepError
+
+if TYPE_CHECKING:
+    from trainers.data import ImageData
+    from trainers.loop import EpochResult, PendingEpoch, Steps, TrainedEpoch
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +60,11 @@ def stage_one_of(settings: dict[str, Any]) -> Job:
 def trial_job(name: str, number: int, settings: dict[str, Any], source: str | None = None) -> Job:
     """Stage 2 with one choice of the search space, from stage 1 or from the network of the trial `source`."""
     return Job(name, "trial", settings, source or stage_one_of(settings).name, number)
+
+
+def job_of(params: dict[str, Any]) -> Job:
+    """The trial that Tune knows by what the searcher has given it."""
+    return trial_job(params["name"], params["number"], params["settings"], params["source"])
 
 
 def finetune_job(candidate: RunRecord, repeat: int = 0) -> Job:
@@ -123,14 +132,27 @@ def run_job(
     `test_arrays` the trained model is evaluated on them, once, at the end. A trial starts from the model file with the
     content `start`; by default it reads that of its source itself.
     """
+    from trainers.data import ImageData
+    from trainers.loop import each_alone
+
+    yield from each_alone(job_steps(job, config, output, ImageData.from_arrays(arrays), test_arrays, start))
+
+
+def job_steps(
+    job: Job,
+    config: SweepConfig,
+    output: str,
+    data: "ImageData",
+    test_arrays: dict[str, Any] | None = None,
+    start: bytes | None = None,
+) -> "Generator[dict[str, Any] | PendingEpoch, TrainedEpoch | None, None]":
+    """`run_job`, except that a trial's epochs are for the caller to train (`trainers.loop.train`)."""
     from trainers.memory import is_out_of_memory, release_memory
 
     accumulation, batch_size = 1, job_configs(job, config)[0].batch_size
     for left in reversed(range(config.resources.max_retries + 1)):
         try:
-            last: dict[str, Any] = {}
-            for last in _epochs(job, config, output, arrays, start, accumulation):
-                yield last
+            last = yield from _records(_steps(job, config, output, data, start, accumulation))
             test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
             yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
             return
@@ -147,20 +169,39 @@ def run_job(
             accumulation *= 2
 
 
-def _epochs(
-    job: Job, config: SweepConfig, output: str, arrays: dict[str, Any], start: bytes | None, accumulation: int
-) -> Iterator[dict[str, Any]]:
+def _records(
+    steps: "Steps",
+) -> "Generator[dict[str, Any] | PendingEpoch, TrainedEpoch | None, dict[str, Any]]":
+    """Yield what `steps` yields, results as plain dicts, and return the last of those."""
+    from trainers.loop import PendingEpoch, answer
+
+    last: dict[str, Any] = {}
+    trained = None
+    while True:
+        try:
+            step = answer(steps, trained)
+        except StopIteration:
+            return last
+        trained = None
+        if isinstance(step, PendingEpoch):
+            trained = yield step
+        else:
+            last = {**step.record(), "replayed": step.replayed}
+            yield last
+
+
+def _steps(
+    job: Job, config: SweepConfig, output: str, data: "ImageData", start: bytes | None, accumulation: int
+) -> "Steps":
     import torch
 
     from orchestrator.foresight import read_table
     from orchestrator.scheduler import rungs
     from trainers import recipe
-    from trainers.data import ImageData
     from trainers.models import ModelSpec
 
     torch.set_num_threads(config.resources.cpus_per_trial)
     training, method = job_configs(job, config)
-    data = ImageData.from_arrays(arrays)
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
     paths = SweepPaths(Path(output))
     latency = read_table(config, paths) if job.stage in ("trial", "finetune") else None
@@ -176,6 +217,7 @@ def _epochs(
     )
     folder, epochs = paths.run(job.name), job_epochs(job, config)
     source = paths.run(job.source or "") / recipe.MODEL_FILE
+    results: Iterator[EpochResult]
     if job.stage == "dense":
         results = recipe.train_dense(setting, epochs, folder)
     elif job.stage == "pretrain":
@@ -187,15 +229,14 @@ def _epochs(
                 f"stage 1 must include {job.source}, from which this trial starts, but random draws of the search space did "
                 "not show that it is needed; make the choice that leads to it likelier"
             )
-        results = recipe.compress(setting, method, start or source, folder, config.curve, rungs(config))
+        return recipe.compress_steps(setting, method, start or source, folder, config.curve, rungs(config))
     else:
         teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
         distillation = config.finetune.distillation
         results = recipe.finetune(
             setting, method, epochs, source, folder, distillation, teacher, config.finetune.patience
         )
-    for result in results:
-        yield {**result.record(), "replayed": result.replayed}
+    return cast("Steps", results)
 
 
 def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[str, Any]) -> dict[str, float]:

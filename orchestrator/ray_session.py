@@ -105,3 +105,16 @@ def _check_resources(resources: ResourcesConfig) -> None:
             f"a trial needs {need['CPU']:g} CPU and {need['GPU']:g} GPU on one node, but the nodes have {have}; lower "
             "resources.cpus_per_trial or resources.gpus_per_trial"
         )
+
+
+def node_name() -> str | None:
+    """Return the name of the cluster's node that this process runs on, its address where the cluster gave it none.
+
+    None outside of a cluster.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    own = ray.get_runtime_context().get_node_id()
+    return next((str(node["NodeName"]) for node in ray.nodes() if node["NodeID"] == own), own)

@@ -71,6 +71,27 @@ def rung_points(result: Mapping[str, Any]) -> list[list[float]]:
     return [rung_point(metrics["val_accuracy"], metrics["macs"])] if "macs" in metrics else []
 
 
+def tune_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what Tune is told of a result of `run_job`: what the scheduler reads, and all of it as "report".
+
+    That is a list of one, into which Tune does not look: of each number that it finds it keeps a statistic of several
+    kilobytes a trial, in the driver, to the end.
+    """
+    seen: dict[str, Any] = {key: result[key] for key in ("epoch", "replayed", "finished") if key in result}
+    # "done" spares Tune the question whether there is more; a worker's next trial waits for the answer
+    return {
+        **seen,
+        "points": rung_points(result),
+        "report": [result],
+        "done": is_last(result),
+    }
+
+
+def is_last(result: dict[str, Any]) -> bool:
+    """Whether nothing follows this result of `run_job`."""
+    return not {"finished", "error", "storage"}.isdisjoint(result)
+
+
 def _reported(trial: RunRecord) -> dict[int, list[list[float]]]:
     """Return a trial's points by epoch."""
     found: dict[int, list[list[float]]] = defaultdict(list)

@@ -16,12 +16,14 @@ from ray import tune
 from orchestrator.background import Background
 from orchestrator.config import SweepConfig
 from orchestrator.continuation import Continuation
-from orchestrator.jobs import Job, run_job, trial_job
+from orchestrator.jobs import Job, job_of, run_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
-from orchestrator.scheduler import make_scheduler, rung_points
+from orchestrator.ray_session import node_name
+from orchestrator.scheduler import make_scheduler, tune_result
 from orchestrator.searcher import StudySearcher
 from orchestrator.stop_rules import stop_reason
+from orchestrator.trial_arrays import LIGHT_CPU, array_trainable, trial_arrays
 from trainers.errors import StorageError
 from trainers.recipe import MODEL_FILE
 
@@ -43,8 +45,14 @@ def run_search(
     """Run `num_trials` more trials of `study`, or fewer if a stop rule is met; returns when each has ended."""
     # references in containers: Ray passes them on unread, and a node fetches what its trials ask for, once
     starts = {name: ray.put(content) for name, content in _stage_one_files(paths, ledger).items()}
-    trainable = tune.with_parameters(_trainable, config=config, output=str(paths.root), data=[data], starts=starts)
-    run_trials(trainable, study, space, num_trials, config, paths, ledger)
+    output = str(paths.root)
+    if config.resources.trials_per_array == 1:
+        trainable = tune.with_parameters(_trainable, config=config, output=output, data=[data], starts=starts)
+        run_trials(trainable, study, space, num_trials, config, paths, ledger)
+        return
+    with trial_arrays(config, output, data, starts) as arrays:
+        trainable = tune.with_parameters(array_trainable, arrays=arrays, max_retries=config.resources.max_retries)
+        run_trials(trainable, study, space, num_trials, config, paths, ledger)
 
 
 def run_trials(
@@ -69,6 +77,8 @@ def run_trials(
         return found if found is not None and (paths.run(found) / MODEL_FILE).exists() else None
 
     resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus}
+    if config.resources.trials_per_array > 1:
+        resources = {"cpu": LIGHT_CPU}
     # one trial at a time: each proposal knows all results, and the same seed gives the same sweep
     with Background(threaded=at_once > 1) as background:
         searcher = StudySearcher(
@@ -111,27 +121,11 @@ def _trainable(
     params: dict[str, Any], config: SweepConfig, output: str, data: list[Any], starts: dict[str, Any]
 ) -> None:
     """One trial in a worker; the objects in `data` and `starts` are references."""
-    job = _job(params)
+    job = job_of(params)
     start = ray.get(starts[job.source]) if job.source in starts else None
-    node = _node_name()
+    node = node_name()
     for result in run_job(job, config, output, ray.get(data[0]), start=start):
         tune.report(tune_result({**result, "node": node}))
-
-
-def tune_result(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what Tune is told of a result of `run_job`: what the scheduler reads, and all of it as "report".
-
-    That is a list of one, into which Tune does not look: of each number that it finds it keeps a statistic of several
-    kilobytes a trial, in the driver, to the end.
-    """
-    seen: dict[str, Any] = {key: result[key] for key in ("epoch", "replayed", "finished") if key in result}
-    # "done" spares Tune the question whether there is more; a worker's next trial waits for the answer
-    return {
-        **seen,
-        "points": rung_points(result),
-        "report": [result],
-        "done": not {"finished", "error", "storage"}.isdisjoint(result),
-    }
 
 
 class _LedgerCallback(tune.Callback):
@@ -173,15 +167,11 @@ class _LedgerCallback(tune.Callback):
         self._background.submit(self._end, trial, _lost(self._max_retries + 1, reason))
 
     def _started(self, params: dict[str, Any]) -> None:
-        self._ledger.started(_job(params))
+        self._ledger.started(job_of(params))
 
     def _end(self, trial: Any, error: str | None, *, stopped: bool = False) -> None:
         record = self._ledger.ended(trial.config["name"], error, stopped=stopped)
         self._searcher.finish(trial.trial_id, record)
-
-
-def _job(params: dict[str, Any]) -> Job:
-    return trial_job(params["name"], params["number"], params["settings"], params["source"])
 
 
 def run_jobs(
@@ -246,12 +236,6 @@ def _lost(times: int, reason: object) -> str:
 def _task(
     job: dict[str, Any], config: SweepConfig, output: str, data: dict[str, Any], test: dict[str, Any] | None
 ) -> Any:
-    node = _node_name()
+    node = node_name()
     for result in run_job(Job(**job), config, output, data, test):
         yield {**result, "node": node}
-
-
-def _node_name() -> str:
-    """The name of the node that this process runs on, its address where the cluster gave it none."""
-    own = ray.get_runtime_context().get_node_id()
-    return next((str(node["NodeName"]) for node in ray.nodes() if node["NodeID"] == own), own)

@@ -7,7 +7,7 @@ from orchestrator.pareto_asha import ParetoASHA
 
 
 class SweepScheduler(ParetoASHA):
-    """Judges trials of `epochs` epochs by the points that `search.tune_result` reports, under their runs' names.
+    """Judges trials of `epochs` epochs by the points that `scheduler.tune_result` reports, under their runs' names.
 
     A trial ends by itself, after its last epoch: it has a model file to write. None is stopped at a rung that it had passed
     before it was cut off. Names are kept, since ids change when a sweep goes on.

@@ -172,11 +172,11 @@ def test_a_trial_whose_loss_is_not_finite_ends_alone(start):
     expected = list(compress(setting, METHODS[0], file))
     array = TrialArray(3)
     array.add(compress_steps(setting, METHODS[0], file))
-    failing = array.add(compress_steps(changed(setting, learning_rate=1e150), METHODS[1], file))
+    failing = array.add(compress_steps(changed(setting, learning_rate=1e30), METHODS[1], file))
     results, errors = run(array)
     assert list(errors) == [failing]
     assert isinstance(errors[failing], NonFiniteError)
-    assert "learning_rate (now 1e+150)" in str(errors[failing])
+    assert "learning_rate (now 1e+30)" in str(errors[failing])
     assert_same(results[0], expected)
 
 

@@ -98,3 +98,11 @@ def test_speed_needs_neither_ray_nor_mlflow_nor_optuna(pytestconfig, tmp_path, m
     assert all(
         text in table for text in ("# Speed on a CPU", "authors_spatial", "eager, bfloat16, channel", "torch 2.")
     )
+
+
+def test_array_scaling_writes_a_row_for_each_number_of_trials(pytestconfig, tmp_path):
+    options = ("--networks", "mlp", "--counts", 1, 3, "--steps", 2, "--rounds", 1, "--json", tmp_path / "rows.json")
+    run(pytestconfig, "array_scaling.py", *options)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["batches"], row["trials"]) for row in rows] == [("shared", 1), ("own", 1), ("shared", 3), ("own", 3)]
+    assert all(row["images_per_s"] > 0 and row["times_one_by_one"] > 0 and row["peak_bytes"] > 0 for row in rows)

@@ -9,8 +9,7 @@ import pytest
 from trial_records import record
 
 from orchestrator.config import SchedulerConfig
-from orchestrator.scheduler import make_scheduler, rung_points, rungs
-from orchestrator.search import tune_result
+from orchestrator.scheduler import make_scheduler, rung_points, rungs, tune_result
 
 METRICS = {"val_accuracy": 0.8, "score": 0.85, "macs": 1e6}
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ from trainers.optimizers import DTYPES, make_optimizer
 from trainers.step import Step, autocast
 
 EVALUATION_BATCH = 500
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,13 @@ class PendingEpoch:
         """The seed from which all random numbers of the epoch come."""
         return stage_seed(self.stage.training.seed, self.stage.name, self.epoch)
 
-    def train(self) -> TrainedEpoch:
-        """Train it by itself. Raises NonFiniteError."""
+    def train(self) -> TrainedEpoch | Exception:
+        """Train it by itself; what goes wrong, such as a loss that is not finite, is the training's to raise."""
         started, cpu_started = time.perf_counter(), time.process_time()
-        loss = _train_epoch(self)
+        try:
+            loss = _train_epoch(self)
+        except Exception as error:  # noqa: BLE001 - see above
+            return error
         return TrainedEpoch(loss, time.perf_counter() - started, time.process_time() - cpu_started)
 
 
@@ -124,19 +129,26 @@ def stage_seed(seed: int, *parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
-def each_alone(steps: Steps) -> Iterator[EpochResult]:
+def each_alone(steps: Generator[R | PendingEpoch, TrainedEpoch | None, Any]) -> Iterator[R]:
     """Train the epochs that `steps` asks for, one after the other, and yield its results."""
-    reply = None
+    trained: TrainedEpoch | Exception | None = None
     while True:
         try:
-            found = steps.send(reply)
+            found = answer(steps, trained)
         except StopIteration:
             return
-        reply = None
+        trained = None
         if isinstance(found, PendingEpoch):
-            reply = found.train()
+            trained = found.train()
         else:
             yield found
+
+
+def answer(
+    steps: Generator[R | PendingEpoch, TrainedEpoch | None, Any], trained: TrainedEpoch | Exception | None
+) -> R | PendingEpoch:
+    """Take `steps` to the next one, with what training its pending epoch gave, or the error with which it ended."""
+    return steps.throw(trained) if isinstance(trained, Exception) else steps.send(trained)
 
 
 def train(
@@ -151,8 +163,8 @@ def train(
     Loss = cross-entropy (or what `distillation` makes of it) + the method's terms. `data` must be on the same device.
     `evaluate` is called after each epoch, with its number, and gives the metrics beside `train_loss` and `learning_rate`.
     With `stage.checkpoint`, each epoch ends with a checkpoint there, and one that is there already is resumed. Returns the
-    results' records. Raises CheckpointError for a checkpoint of another config; training raises NonFiniteError for a loss
-    that is NaN or infinite.
+    results' records. Raises CheckpointError for a checkpoint of another config, and what training an epoch raised, such
+    as NonFiniteError for a loss that is NaN or infinite.
     """
     history, optimizer = _start(method, stage)
     step = Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)

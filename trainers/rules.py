@@ -43,14 +43,16 @@ class Rule:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
-_LARGEST = 2**63  # what torch and Ray take
+# what torch and Ray take: int64 and float32
+_LARGEST: dict[type, tuple[str, float]] = {int: ("2^63", 2**63), float: ("3.4e38", 3.4e38)}
 
 
 def _comparison(text: str, holds: Callable[[float], bool]) -> Rule:
     def describe(value: float) -> str | None:
-        if abs(value) < _LARGEST and holds(value):  # not for NaN
+        name, largest = _LARGEST[float if isinstance(value, float) else int]
+        if abs(value) < largest and holds(value):  # not for NaN
             return None
-        limit = " and below 2^63" if abs(value) >= _LARGEST else ""
+        limit = f" and below {name}" if abs(value) >= largest else ""
         return f"must be {text}{limit}, but got {value!r:.60}"
 
     return Rule(describe)

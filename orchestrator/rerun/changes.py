@@ -140,12 +140,15 @@ def why_not_exact(changes: list[Change], config: SweepConfig) -> str | None:
     """Return why equal bits cannot be asked for here; None where they can: the same CPU, and no GPU."""
     if config.resources.gpus_per_trial != 0:
         return "it trains on a GPU"
+    if config.resources.trials_per_array > 1:
+        return "resources.trials_per_array above 1 sums in another order"
     names = {change.what for change in changes}
     for key, text in (
         ("cpu", "the CPU is another"),
         ("cpu_capability", "torch uses other kernels"),
         ("resources.cpus_per_trial", "it trains with another number of threads"),
         ("resources.gpus_per_trial", "it was recorded on a GPU"),
+        ("resources.trials_per_array", "it was recorded in an array, which sums in another order"),
     ):
         if key in names:
             return text

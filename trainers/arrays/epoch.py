@@ -30,26 +30,19 @@ _log = logging.getLogger(__name__)
 _have_array_form: dict[str, bool] = {}  # by what a network's shapes depend on
 
 
-def train_epochs(pending: Sequence[PendingEpoch]) -> list[TrainedEpoch | NonFiniteError]:
-    """Train the epochs, as many together as have one shape; return what each gave, in order.
+def train_epochs(pending: Sequence[PendingEpoch]) -> list[TrainedEpoch | Exception]:
+    """Train the epochs, as many together as have one shape; return what each gave, in order, or the error it ended with.
 
     Times are shares: an array's are divided by its number of trainings.
     """
     together: dict[Hashable, list[int]] = defaultdict(list)
     for i, due in enumerate(pending):
         together[_shape(due) or i].append(i)
-    found: dict[int, TrainedEpoch | NonFiniteError] = {}
+    found: dict[int, TrainedEpoch | Exception] = {}
     for members in together.values():
-        trained = _train_together([pending[i] for i in members]) if len(members) > 1 else [_alone(pending[members[0]])]
+        trained = _train_together([pending[i] for i in members]) if len(members) > 1 else [pending[members[0]].train()]
         found |= zip(members, trained, strict=True)
     return [found[i] for i in range(len(pending))]
-
-
-def _alone(due: PendingEpoch) -> TrainedEpoch | NonFiniteError:
-    try:
-        return due.train()
-    except NonFiniteError as error:
-        return error
 
 
 def _shape(due: PendingEpoch) -> Hashable:
@@ -80,12 +73,15 @@ def _can_be_one(spec: str, due: PendingEpoch) -> bool:
     return _have_array_form[spec]
 
 
-def _train_together(pending: list[PendingEpoch]) -> list[TrainedEpoch | NonFiniteError]:
+def _train_together(pending: list[PendingEpoch]) -> Sequence[TrainedEpoch | Exception]:
     started, cpu_started = time.perf_counter(), time.process_time()
-    losses = _Array(pending).train()
     count = len(pending)
+    try:
+        losses = _Array(pending).train()
+    except Exception as error:  # noqa: BLE001 - such as too little memory: it is for each training to raise
+        return [error] * count
     duration_s, cpu_s = (time.perf_counter() - started) / count, (time.process_time() - cpu_started) / count
-    found: list[TrainedEpoch | NonFiniteError] = []
+    found: list[TrainedEpoch | Exception] = []
     for due, (task_loss, loss) in zip(pending, losses, strict=True):
         try:
             require_finite(loss, due)

@@ -2,12 +2,10 @@
 
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from trainers.arrays.epoch import train_epochs
-from trainers.loop import PendingEpoch, TrainedEpoch
-
-R = TypeVar("R")
+from trainers.loop import PendingEpoch, R, TrainedEpoch, answer
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,17 @@ class TrialArray(Generic[R]):
         for slot in self.slots if slots is None else sorted(slots):
             if (due := self._step(slot, None, found)) is not None:
                 pending[slot] = due
-        for slot, trained in zip(pending, train_epochs(list(pending.values())), strict=True):
-            due = self._step(slot, trained, found)
-            assert due is None, "a trained epoch gives a result"
+        while pending:  # one that ran out of memory may ask for its epoch again
+            replies = zip(pending, train_epochs(list(pending.values())), strict=True)
+            steps = {slot: self._step(slot, reply, found) for slot, reply in replies}
+            pending = {slot: due for slot, due in steps.items() if due is not None}
         return found
 
     def _step(self, slot: int, reply: TrainedEpoch | Exception | None, found: Advance[R]) -> PendingEpoch | None:
         """Take a trial one step further; return the epoch that is due, or note what came instead."""
         trial = self._trials[slot]
         try:
-            step = trial.throw(reply) if isinstance(reply, Exception) else trial.send(reply)
+            step = answer(trial, reply)
         except StopIteration:
             step, error = None, None
         except Exception as raised:  # noqa: BLE001 - one trial's failure is not the others'
