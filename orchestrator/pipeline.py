@@ -21,7 +21,7 @@ from orchestrator.continuation import chain
 from orchestrator.curves import final_curve, trial_of
 from orchestrator.finalists import pick_finalists
 from orchestrator.foresight import write_table
-from orchestrator.front import SweepFront, sweep_front
+from orchestrator.front import SweepFront, sweep_front, write_front
 from orchestrator.jobs import dense_job, finetune_job, pretrain_job
 from orchestrator.ledger import Ledger
 from orchestrator.models import log_finalists
@@ -100,6 +100,9 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
         change_state(paths, finished=True)
     finally:
         tracker.close()
+    if any(not record.run_id for record in ledger.records()):  # MLflow was away, and took these runs at the very end
+        ledger.save()
+        write_front(sweep_front(ledger.records()), paths)
     return sweep_front(ledger.records())
 
 

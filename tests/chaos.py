@@ -115,7 +115,7 @@ def found(output, store=None):
     by_name = dict(zip(names, runs, strict=True))
     histories = {}
     for name, record in records.items():
-        assert by_name[name].info.run_id == record.run_id
+        assert by_name[name].info.run_id == record.run_id, f"the id of {name} in the table"
         history = client.get_metric_history(record.run_id, "val_accuracy")
         assert [metric.step for metric in history] == list(range(1, record.epochs + 1)), f"epochs of {name} in MLflow"
         histories[name] = [metric.value for metric in history]
