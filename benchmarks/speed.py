@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny networks: the benchmarks run, and mean nothing")
     options = parser.parse_args()
     found = environment()
-    kept = {key: found[key] for key in ("python", "platform", "packages", "hardware", "git")}
+    kept = {key: found[key] for key in ("python", "packages", "hardware")}
     figures: dict[str, Any] = {"device": options.device, "environment": kept}
     parts = [heading(found, options.device)]
     for question in QUESTIONS:

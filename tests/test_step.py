@@ -1,5 +1,7 @@
 """One step in each of its ways: the same numbers, without waiting for the device."""
 
+import os
+
 import pytest
 import torch
 from small_networks import SHAPE, attached, network
@@ -235,3 +237,15 @@ def test_what_a_captured_step_reads_stays_in_its_place(name, tensors):
     assert [tensor.data_ptr() for tensor in getattr(method, tensors)] == place
     for tensor, before in zip(getattr(method, tensors), values, strict=True):
         assert not torch.allclose(tensor, before, rtol=0.1)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_compiled_code_is_kept_where_the_user_keeps_caches(writable, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # undone in the end, whatever the step sets
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path if writable else tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    method, training = attached(MethodConfig()), TrainingConfig(step="compile")
+    Step(method, make_optimizer(method.model, training), training, torch.device("cpu"))
+    ours = str(tmp_path / "rankfront" / "inductor")
+    assert (os.environ.get("TORCHINDUCTOR_CACHE_DIR") == ours) == writable  # else torch may have set its own

@@ -131,5 +131,12 @@ def _require_compiler(config: TrainingConfig, device: torch.device) -> None:
 
 def _keep_compiled_code() -> None:
     """Keep what torch.compile makes in a folder of the user's: later trials load it; torch's own is lost with /tmp."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "rankfront" / "inductor"))
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = caches / "rankfront" / "inductor"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: torch's own folder will do
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
