@@ -35,7 +35,7 @@ from trainers.checkpoint import load_checkpoint, read_payload, save_checkpoint, 
 from trainers.config import DataConfig, FactorizationConfig, LatencyConfig, MethodConfig, TrainingConfig
 from trainers.data import load_train_validation
 from trainers.errors import CheckpointError, ClusterError, DataError, RankfrontError, SweepError
-from trainers.loop import Evaluation, Stage, train
+from trainers.loop import Evaluation, Stage, each_alone, train
 from trainers.methods import make_method
 from trainers.methods.base import Network
 from trainers.saved_model import load_model, save_model
@@ -122,7 +122,9 @@ class TestCheckpoints:
         method = make_method(MethodConfig(method="dense"), Network(SHAPE, FactorizationConfig()))
         method.prepare(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
         method.bind()
-        return list(train(method, noise(SHAPE), self.stage(path), lambda epoch: Evaluation({"val_accuracy": 0.5})))
+        return list(
+            each_alone(train(method, noise(SHAPE), self.stage(path), lambda epoch: Evaluation({"val_accuracy": 0.5})))
+        )
 
     def test_a_damaged_one_is_passed_over_or_refused(self, tmp_path):
         path = tmp_path / "checkpoint.pt"

@@ -77,7 +77,7 @@ def test_a_trial_whose_loss_is_nan_ends_fail_and_the_sweep_goes_on(small_sweep, 
 def stopped(tmp_path_factory, ray_cluster, small_sweep):
     output = tmp_path_factory.mktemp("stopped") / "sweep"
     # from stage 1: one that learns nothing is not behind where it starts from the best
-    search = replace(small_sweep.search, num_trials=10, continuation=0)
+    search = replace(small_sweep.search, num_trials=10, continuation=0, seed=4)  # whose draws are of both kinds
     scheduler = SchedulerConfig(grace_period=1, reduction_factor=3, exempt_share=0, min_trials=2)
     config = replace(
         small_sweep,
