@@ -122,7 +122,7 @@ def test_a_sweep_trains_its_trials_in_arrays_and_fills_the_slots_of_those_that_a
 ):
     output = tmp_path / "stopped"
     scheduler = SchedulerConfig(grace_period=1, reduction_factor=3, exempt_share=0, min_trials=2)
-    config = in_arrays(small_sweep, 2, num_trials=8, continuation=0, seed=4)  # whose draws are of both kinds
+    config = in_arrays(small_sweep, 2, num_trials=8, seed=4)  # whose draws are of both kinds
     config = replace(config, search_space="spaces:sometimes_idle", scheduler=scheduler)
     front = run(config, output)
     trials = trials_of(output)
