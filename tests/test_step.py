@@ -133,12 +133,14 @@ class TestAgreement:
     @pytest.mark.slow
     @pytest.mark.parametrize("settings", COMPILED, ids=lambda settings: settings["method"])
     def test_compiled_on_a_cpu(self, settings, tmp_path, monkeypatch):
+        monkeypatch.setattr("trainers.step._CHOSEN_CACHE", str(tmp_path))
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
         config = MethodConfig(**settings)
         require_equal(trained("compile", config), trained("eager", config), 1e-9)
 
     @pytest.mark.slow
     def test_compiled_with_a_teacher(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("trainers.step._CHOSEN_CACHE", str(tmp_path))
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
         config = MethodConfig(method="dense")
         one, other = (trained(way, config, teacher=True, label_smoothing=0.1) for way in ("compile", "eager"))
@@ -242,7 +244,7 @@ def test_what_a_captured_step_reads_stays_in_its_place(name, tensors):
 @pytest.mark.parametrize("writable", [True, False])
 def test_compiled_code_is_kept_where_the_user_keeps_caches(writable, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # undone in the end, whatever the step sets
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr("trainers.step._CHOSEN_CACHE", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path if writable else tmp_path / "file"))
     (tmp_path / "file").write_text("")
     method, training = attached(MethodConfig()), TrainingConfig(step="compile")

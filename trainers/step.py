@@ -22,6 +22,8 @@ from trainers.errors import ConfigError
 from trainers.methods import Method
 from trainers.optimizers import DTYPES, learning_rate_at, learning_rates_on, set_learning_rate
 
+_CHOSEN_CACHE = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # by the user: torch sets it too, when it loads its compiler
+
 
 class Step:
     """The step of one stage: `method.model` on `device` is trained by `optimizer`, with the settings of `config`.
@@ -131,7 +133,7 @@ def _require_compiler(config: TrainingConfig, device: torch.device) -> None:
 
 def _keep_compiled_code() -> None:
     """Keep what torch.compile makes in a folder of the user's: later trials load it; torch's own is lost with /tmp."""
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+    if _CHOSEN_CACHE is not None:
         return
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     folder = caches / "rankfront" / "inductor"
