@@ -28,6 +28,7 @@ from trainers.loop import PendingEpoch, Stage
 from trainers.methods import Network, make_method
 from trainers.models import ModelSpec, build_model
 from trainers.optimizers import make_optimizer
+from trainers.step import Step
 
 NETWORKS = {
     "mlp": (ModelConfig("mlp", (64, 64)), (1, 28, 28), 32),
@@ -55,7 +56,8 @@ def epoch(network: str, k: int, seed: int, data: ImageData, dtype: str) -> Pendi
     method.bind()
     optimizer = make_optimizer(method.model, training, method.learning_rate_scales())
     stage = Stage("compress", 20, training, {"model": network})
-    return PendingEpoch(method, optimizer, data, stage, 0)
+    step = Step(method, optimizer, training, data.images.device)
+    return PendingEpoch(method, optimizer, step, data, stage, 0)
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
