@@ -114,9 +114,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="in an epoch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(options.device)
     rows = []
     for network in options.networks:
         _, shape, batch_size = NETWORKS[network]
@@ -139,10 +140,6 @@ def main() -> None:
 def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     facts = ", ".join(f"{key} {value}" for key, value in machine.items())
     lines = [
-        "# Trials as one array",
-        "",
-        "`python benchmarks/array_scaling.py`",
-        "",
         f"SVD training, channel-wise; mlp is 784-64-64-10 with batches of 32, resnet20 has batches of 128. {facts}. Peak",
         "memory is that of the GPU, or of the whole process so far where there is none.",
         "",

@@ -1,4 +1,4 @@
-"""How fast is it here: the step, an epoch. One command runs these benchmarks and writes what they found.
+"""How fast is it here: the step, an epoch, an array of trials. One command runs these benchmarks and writes what they found.
 
     python benchmarks/speed.py --device cpu --output docs/benchmarks
     python benchmarks/speed.py --device cuda --output docs/benchmarks
@@ -49,6 +49,15 @@ QUESTIONS = (
             "cpu": ("--rounds", "1", "--images", "782"),  # five batches of 128
             "cuda": WAYS,
             "quick": ("--model", "resnet8", "--rounds", "1", "--batch-size", "8", "--images", "24"),
+        },
+    ),
+    Question(
+        "array_scaling.py",
+        "What does it give to train K trials as one array?",
+        {
+            "cpu": ("--networks", "mlp", "--batches", "shared", "--counts", "1", "8", "32"),
+            "cuda": ("--counts", "1", "2", "4", "8", "16", "32", "64", "--steps", "100"),
+            "quick": ("--networks", "mlp", "--batches", "own", "--counts", "2", "--steps", "2", "--rounds", "1"),
         },
     ),
 )

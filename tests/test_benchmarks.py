@@ -94,6 +94,7 @@ def test_speed_needs_neither_ray_nor_mlflow_nor_optuna(pytestconfig, tmp_path, m
     rows = found["epoch_time.py"]["epochs"]
     assert rows.keys() >= {"authors, channel", "eager, float32, spatial"}
     assert all(row["s"] > 0 and row["speedup"] > 0 for row in rows.values())
+    assert [row["trials"] for row in found["array_scaling.py"]["rows"]] == [2]
     table = (tmp_path / "speed_cpu.md").read_text()
     assert all(
         text in table for text in ("# Speed on a CPU", "authors_spatial", "eager, bfloat16, channel", "torch 2.")
