@@ -180,7 +180,7 @@ class TestOneRun:
         paths, record = SweepPaths(recorded), run_of(recorded, "finetune")
         code, _, error = rerun(recorded, "trial-99", "--verify")
         assert (code, type(error)) == (1, SweepError)  # `main` makes it 2
-        assert f"those are: dense, {record.name}" in str(error)
+        assert f"those are: {', '.join(sorted(row.name for row in read_records(paths.results)))}" in str(error)
         assert rerun(recorded, "--seeds", 2)[0] == 2
         model, source = paths.run(record.name) / "model.pt", paths.run(record.source) / "model.pt"
         whole = model.read_bytes()
