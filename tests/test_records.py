@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,9 +35,15 @@ records = st.builds(
     params=count,
     params_ratio=ratio,
     val_accuracy=st.none() | st.floats(allow_nan=False),
-    layers=st.none() | st.lists(text),
-    ranks=st.none() | st.lists(st.integers(1, 2**31 - 1)),
     error=st.none() | text,
+)
+ranks = st.none() | st.dictionaries(text, st.integers(1, 2**31 - 1))
+records = st.builds(
+    lambda record, by_layer: (
+        record if by_layer is None else replace(record, layers=list(by_layer), ranks=list(by_layer.values()))
+    ),
+    records,
+    ranks,
 )
 
 
