@@ -157,7 +157,11 @@ def make_steps(
         method.prepare(fresh())
         placed(method.model)
         method.bind()
-        return optimization_step(method.model, (x, y), bf16, lambda: method.loss_terms(0.5), method.after_backward)
+
+        def penalty() -> Tensor:
+            return method.loss_weight(0.5) * method.loss_term()
+
+        return optimization_step(method.model, (x, y), bf16, penalty, method.after_backward)
 
     def two_conv(decomposition: str) -> Step:
         model = placed(authors_network(spec, decomposition))

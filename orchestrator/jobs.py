@@ -67,6 +67,13 @@ def job_of(params: dict[str, Any]) -> Job:
     return trial_job(params["name"], params["number"], params["settings"], params["source"])
 
 
+def start_of(job: Job, starts: dict[str, Any]) -> bytes | None:
+    """The content of the model file that the job starts from, if it is among `starts`, references in Ray by run's name."""
+    import ray
+
+    return ray.get(starts[job.source]) if job.source in starts else None
+
+
 def finetune_job(candidate: RunRecord, repeat: int = 0) -> Job:
     """Stage 3 from a cut of a finished trial (`curves.candidates`); each `repeat` has another seed."""
     assert candidate.settings is not None, candidate.name

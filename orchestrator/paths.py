@@ -1,15 +1,15 @@
 """Every file and folder of a sweep's output directory, named in one place."""
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainers.errors import SweepError
+from trainers.rules import is_printable
 
 
 def absolute(path: Path) -> Path:
     """Return a path as a user gives it, made absolute; raises SweepError for one that no file can have."""
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
+    if not is_printable(str(path)):
         raise SweepError(f"a path must consist of printable characters, but got {str(path)!r:.200}")
     try:
         return path.expanduser().absolute()

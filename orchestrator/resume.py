@@ -31,7 +31,7 @@ def resume(directory: Path, overrides: Sequence[str], console: Console) -> Resum
     process runs it, where the environment names another MLflow store than the one that it is recorded in, and as
     `run_sweep` does.
     """
-    paths = SweepPaths(directory.expanduser().absolute())
+    paths = SweepPaths.of(directory)
     if not paths.config.is_file():
         raise SweepError(f"{paths.root} must be the output directory of a sweep, but has no {paths.config.name}")
     recorded, config, state = load_config(paths.config), load_config(paths.config, overrides), read_state(paths)

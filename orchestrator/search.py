@@ -6,7 +6,7 @@ was lost, at most `resources.max_retries` times. Both raise StorageError where a
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ray import tune
 from orchestrator.background import Background
 from orchestrator.config import SweepConfig
 from orchestrator.continuation import Continuation
-from orchestrator.jobs import Job, job_of, run_job
+from orchestrator.jobs import Job, job_of, run_job, start_of
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.ray_session import node_name
@@ -122,10 +122,8 @@ def _trainable(
 ) -> None:
     """One trial in a worker; the objects in `data` and `starts` are references."""
     job = job_of(params)
-    start = ray.get(starts[job.source]) if job.source in starts else None
-    node = node_name()
-    for result in run_job(job, config, output, ray.get(data[0]), start=start):
-        tune.report(tune_result({**result, "node": node}))
+    for result in _from_here(run_job(job, config, output, ray.get(data[0]), start=start_of(job, starts))):
+        tune.report(tune_result(result))
 
 
 class _LedgerCallback(tune.Callback):
@@ -236,6 +234,11 @@ def _lost(times: int, reason: object) -> str:
 def _task(
     job: dict[str, Any], config: SweepConfig, output: str, data: dict[str, Any], test: dict[str, Any] | None
 ) -> Any:
+    yield from _from_here(run_job(Job(**job), config, output, data, test))
+
+
+def _from_here(results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Say in each result on which node it was found."""
     node = node_name()
-    for result in run_job(Job(**job), config, output, data, test):
+    for result in results:
         yield {**result, "node": node}

@@ -14,7 +14,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import ResourcesConfig, SweepConfig
-from orchestrator.jobs import Job, job_of, job_steps
+from orchestrator.jobs import job_of, job_steps, start_of
 from orchestrator.ray_session import node_name
 from orchestrator.scheduler import is_last, tune_result
 
@@ -62,7 +62,7 @@ class ArrayWorker:
             if len(self._slots) == self._array.size:
                 return False
             job = job_of(params)
-            start = _fetched(self._starts, job)
+            start = start_of(job, self._starts)
             self._slots[key] = self._array.add(job_steps(job, self._config, self._output, self._data, start=start))
             self._joined_s = self._changed_s = time.monotonic()
             self._state.notify_all()
@@ -202,10 +202,3 @@ def _joined(key: str, params: dict[str, Any], arrays: Sequence[Any]) -> Any:
             if ray.get(array.join.remote(key, params)):
                 return array
         time.sleep(_POLL_S)
-
-
-def _fetched(starts: dict[str, Any], job: Job) -> bytes | None:
-    """The content of the model file that the trial starts from, if it is a network of stage 1."""
-    import ray
-
-    return ray.get(starts[job.source]) if job.source in starts else None

@@ -68,12 +68,18 @@ def test_a_lost_worker_is_no_bug_and_a_bug_is_not_retried(small_sweep, tmp_path)
         resources=ResourcesConfig(max_retries=0),
     )
 
-    def kill(_):
+    def training():
+        """The worker in the first trial; between two results a worker has another title."""
+        if (paths.run("trial-0000") / "checkpoint.pt").exists():
+            return [pid for pid, title in below(os.getpid()).items() if title.startswith("ray::ImplicitFunc.train")]
+        return []
+
+    def kill(workers):
         paths.run("trial-0001").write_text("a file where the run's folder should be")
-        (worker,) = [pid for pid, title in below(os.getpid()).items() if title.startswith("ray::ImplicitFunc.train")]
+        (worker,) = workers
         os.kill(worker, signal.SIGKILL)
 
-    with Meanwhile((paths.run("trial-0000") / "checkpoint.pt").exists, kill):
+    with Meanwhile(training, kill):
         run(config, output)
     lost, bug, well = trials_of(output)
     assert (lost.state, bug.state, well.state) == ("FAIL", "FAIL", "COMPLETE")

@@ -61,15 +61,12 @@ def read_payload(source: Path | bytes, kind: str) -> dict[str, Any]:
 
 def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 2) -> None:
     """Write `content` as the newest checkpoint at `path`; those that were there stay beside it, `keep` in all."""
-    if keep == 1:
-        remove = _earlier(path)
-    else:
-        places = [path, *(path.with_name(_name_before(path, age)) for age in range(1, keep))]
-        for newer, older in reversed(list(pairwise(places))):
-            if newer.exists():
-                with suppress(FileNotFoundError):  # a worker whose driver was killed may end its last epoch beside ours
-                    newer.replace(older)
-        remove = [there for there in _earlier(path) if there not in places]
+    places = [path, *(path.with_name(_name_before(path, age)) for age in range(1, keep))]
+    for newer, older in reversed(list(pairwise(places))):
+        if newer.exists():
+            with suppress(FileNotFoundError):  # a worker whose driver was killed may end its last epoch beside ours
+                newer.replace(older)
+    remove = [there for there in _earlier(path) if there not in places]
     write_payload(path, _CHECKPOINT, content)
     for there in remove:
         there.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ The test split is loaded by `load_test` alone, so that training code cannot see 
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -141,8 +142,15 @@ def load_test(config: DataConfig, train: ImageData) -> ImageData:
 
 
 def _read(config: DataConfig, split: Split) -> RawImages:
-    try:
+    with _readable(config):
         return DATASETS[config.name](config, split)
+
+
+@contextmanager
+def _readable(config: DataConfig) -> Iterator[None]:
+    """Raise DataError for what the system says of files in the block."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"data.root={config.root!r} must be a readable folder, but: {error}") from error
 
@@ -154,10 +162,8 @@ def check_test_split(config: DataConfig) -> None:
     """
     names = {"parquet": schema_class_names, "imagefolder": class_folders}.get(config.name)
     if names is not None:
-        try:
+        with _readable(config):
             train, test = names(config, "train"), names(config, "test")
-        except OSError as error:
-            raise DataError(f"data.root={config.root!r} must be a readable folder, but: {error}") from error
         if train != test:
             raise DataError(f"the test split under {config.root!r} must have the classes {train}, but has {test}")
 

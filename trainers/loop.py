@@ -102,7 +102,6 @@ class PendingEpoch:
     data: ImageData
     stage: Stage
     epoch: int
-    distillation: Distillation | None = None
 
     @property
     def seed(self) -> int:
@@ -166,22 +165,26 @@ def train(
     results' records. Raises CheckpointError for a checkpoint of another config, and what training an epoch raised, such
     as NonFiniteError for a loss that is NaN or infinite.
     """
+
+    def step_by(optimizer: Optimizer) -> Step:
+        return Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
+
     history, optimizer = _start(method, stage)
-    step = Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
+    step = step_by(optimizer)
     for record in history:
         yield EpochResult(**record, replayed=True)
     for epoch in range(len(history), stage.epochs):
         if _stalled(history, stage.patience):
             break
         model = method.model
-        trained = yield PendingEpoch(method, optimizer, step, data, stage, epoch, distillation)
+        trained = yield PendingEpoch(method, optimizer, step, data, stage, epoch)
         assert trained is not None
         started, cpu_started = time.perf_counter(), time.process_time()
         method.end_epoch()
         learning_rate = float(optimizer.param_groups[0]["lr"]) / optimizer.param_groups[0]["scale"]
         if method.model is not model:  # the method has put another network in place
             optimizer = _optimizer(method, stage)
-            step = Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
+            step = step_by(optimizer)
         found = evaluate(epoch + 1)
         metrics = {"train_loss": trained.loss, "learning_rate": learning_rate, **found.metrics}
         if stage.accumulation > 1:  # a record says where it is not what the settings alone give

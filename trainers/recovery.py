@@ -18,6 +18,7 @@ from trainers.config import CurveConfig, TrainingConfig
 from trainers.data import ImageData
 from trainers.loop import stage_seed
 from trainers.optimizers import DTYPES
+from trainers.step import autocast
 
 BATCH_SIZE = 100  # of every recovery
 
@@ -46,7 +47,7 @@ def estimate_batch_norm(model: nn.Module, data: ImageData, training: TrainingCon
         norm.momentum = None  # the plain mean over batches
         norm.train()
     for images, _ in _batches(data, training, "batch norm", num_batches):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=training.dtype == "bfloat16"):
+        with autocast(training.dtype, images.device):
             model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -62,7 +63,7 @@ def train_briefly(model: nn.Module, data: ImageData, training: TrainingConfig, c
     was_training = model.training
     model.train()
     for images, labels in _batches(data, training, "recovery", config.recovery_steps):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=training.dtype == "bfloat16"):
+        with autocast(training.dtype, images.device):
             loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -89,6 +89,11 @@ def each(rule: Rule) -> Rule:
     return Rule(describe)
 
 
+def is_printable(text: str) -> bool:
+    """Whether a text has neither control characters nor halves of surrogate pairs, which no path should have."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
 def folder() -> Rule:
     """The value can be the path of a folder on some machine: no URL, no control characters, no name that is too long."""
 
@@ -96,7 +101,7 @@ def folder() -> Rule:
         scheme, separator, _ = value.partition("://")
         if separator and scheme.isalnum():
             return f"must be a folder, but is a URL ({scheme}://...)"  # which may hold a password
-        if not value or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        if not value or not is_printable(value):
             return f"must be a folder's path without control characters, but got {value!r:.60}"
         if len(value.encode()) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
             return f"must be a path of at most 4,000 bytes, 255 for each name in it, but got {value!r:.60}..."

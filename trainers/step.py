@@ -42,7 +42,7 @@ class Step:
         distillation: Distillation | None = None,
         accumulation: int = 1,
     ) -> None:
-        self._method, self._optimizer, self._config, self._distillation = method, optimizer, config, distillation
+        self._method, self._optimizer, self._config, self.distillation = method, optimizer, config, distillation
         self._device, self._accumulation = device, accumulation
         self._compiled, self._captured = "compile" in config.step, "graph" in config.step
         self._losses = self._compute_losses
@@ -94,7 +94,7 @@ class Step:
         with autocast(self._config.dtype, self._device):
             logits = self._method.model(images)
             task_loss = F.cross_entropy(logits, labels, label_smoothing=self._config.label_smoothing)
-            loss = task_loss if self._distillation is None else self._distillation(images, logits, task_loss)
+            loss = task_loss if self.distillation is None else self.distillation(images, logits, task_loss)
         if share < 1:
             task_loss, loss = share * task_loss, share * loss
         if weight is not None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from orchestrator.remote.sources import RemoteFile, SharedFolder, Source, served
 from orchestrator.remote.submission import OUTPUT, SWEEP
 from trainers.atomic import atomic_file
 from trainers.errors import ClusterError
+from trainers.rules import is_printable
 
 _RECORD = ".fetched.json"
 _LONGEST_NAME, _LONGEST_PATH = 200, 2000  # bytes; a temporary name is longer
@@ -104,9 +104,10 @@ def _require_safe(path: str) -> None:
     """The list comes from the network: no path in it may lead out of the target, or to our own records."""
     parts = PurePosixPath(path).parts
     plain = parts and path == PurePosixPath(path).as_posix() and not PurePosixPath(path).is_absolute()
-    readable = not any(unicodedata.category(character) in ("Cc", "Cs") for character in path)
     fits = (
-        readable and len(path.encode()) <= _LONGEST_PATH and all(len(part.encode()) <= _LONGEST_NAME for part in parts)
+        is_printable(path)
+        and len(path.encode()) <= _LONGEST_PATH
+        and all(len(part.encode()) <= _LONGEST_NAME for part in parts)
     )
     ours = path in (_RECORD, SweepPaths(Path()).lock.name)
     if not plain or ".." in parts or "\\" in path or not fits or ours:

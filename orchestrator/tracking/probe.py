@@ -1,7 +1,5 @@
 """Whether a store can be used, without recording anything in it."""
 
-from pathlib import Path
-
 from orchestrator.tracking.target import TrackingTarget
 
 
@@ -11,7 +9,7 @@ def probe(target: TrackingTarget) -> str:
 
     The default store of a sweep that has not begun is not made for that.
     """
-    if target.in_output and not Path(target.uri.removeprefix("sqlite:///")).exists():
+    if target.own_database is not None and not target.own_database.exists():
         return "a new SQLite store in the output directory"
     from orchestrator.tracking.store import opened
 

@@ -93,8 +93,8 @@ class RunStore:
         """
         self._target, self._sweep_id, self._root, self._ids_file = target, sweep_id, root, ids
         with opened(target) as self.client:
-            if target.in_output and target.artifacts is not None:
-                follow_move(Path(target.uri.removeprefix("sqlite:///")), target.artifacts)
+            if target.own_database is not None and target.artifacts is not None:
+                follow_move(target.own_database, target.artifacts)
             self._experiment_id = self._find_experiment()
         _drop_torn_line(ids)
         self._ids = read_ids(ids, target.key)

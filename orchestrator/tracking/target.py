@@ -38,6 +38,11 @@ class TrackingTarget:
         return "mlflow.db" if self.in_output else self.shown
 
     @property
+    def own_database(self) -> Path | None:
+        """The file of the default store; None for any other store."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.in_output else None
+
+    @property
     def shown(self) -> str:
         """The URI without user name and password: what messages and files hold."""
         return redacted(self.uri)

@@ -24,6 +24,7 @@ from trainers.loop import PendingEpoch, TrainedEpoch, require_finite
 from trainers.methods.svd_training import SVDTraining
 from trainers.optimizers import DTYPES, learning_rate_at
 from trainers.regularizers import SPARSITY, by_shape, orthogonality_gradient, stack
+from trainers.step import autocast
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,11 @@ def _shape(due: PendingEpoch) -> Hashable:
     Learning rates, schedules, strengths, regularizers, weight decays, seeds and augmentations may differ.
     """
     method, config = due.method, due.stage.training
-    if type(method) is not SVDTraining or method.config.retraction_period is not None or due.distillation is not None:
+    if (
+        type(method) is not SVDTraining
+        or method.config.retraction_period is not None
+        or due.step.distillation is not None
+    ):
         return None
     if config.step != "eager" or due.stage.accumulation > 1:
         return None
@@ -118,7 +123,7 @@ class _Array:
         totals = torch.zeros(len(self._pending), 2, device=self._device)
         strengths = self._penalties.strengths([[p for _, p in self._progress(step)] for step in range(self._steps)])
         for step, (images, labels) in enumerate(_batches(self._pending)):
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.dtype == "bfloat16"):
+            with autocast(self._config.dtype, self._device):
                 task_losses = self._task_losses(self._network(images), labels)
             losses = task_losses + self._penalties.sparsity(strengths[step])
             losses.sum().backward()  # each depends on weights of its own

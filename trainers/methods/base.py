@@ -147,11 +147,6 @@ class Method:
         """Return what is added to the task's loss, a scalar; by operations on the device alone, and equal at every step."""
         raise NotImplementedError
 
-    def loss_terms(self, progress: float) -> Tensor | None:
-        """Return `loss_term` times its weight, or None where that is 0."""
-        weight = self.loss_weight(progress)
-        return None if weight == 0 else weight * self.loss_term()
-
     def after_backward(self) -> None:
         """Before each step, when the gradients are there; may add those of terms whose derivative has a closed form."""
 
