@@ -23,9 +23,10 @@ class Distillation:
         self.teacher.eval()
 
     def __call__(self, images: Tensor, logits: Tensor, task_loss: Tensor) -> Tensor:
-        """Return the loss of a batch, a scalar; `logits` (B, classes) are the student's."""
+        """Return the loss of a batch, a scalar of at least float32; `logits` (B, classes) are the student's."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         with torch.no_grad():
-            wanted = F.log_softmax(self.teacher(images).float() / self.temperature, 1)
-        found = F.log_softmax(logits.float() / self.temperature, 1)
+            wanted = F.log_softmax(self.teacher(images).to(dtype) / self.temperature, 1)
+        found = F.log_softmax(logits.to(dtype) / self.temperature, 1)
         distance = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
         return (1 - self.weight) * task_loss + self.weight * self.temperature**2 * distance
