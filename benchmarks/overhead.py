@@ -76,8 +76,7 @@ def sleeping(params: dict[str, Any], trial_s: float) -> None:
             "curve": cuts,
             "replayed": False,
         }
-        tune.report(tune_result(result))
-    tune.report(tune_result({**result, "finished": True}))
+        tune.report(tune_result(result if epoch < EPOCHS else {**result, "finished": True}))
 
 
 def _cuts(settings: dict[str, Any], quality: float, rng: random.Random, num_points: int) -> Iterator[dict[str, Any]]:

@@ -133,6 +133,8 @@ def run_job(
 ) -> Iterator[dict[str, Any]]:
     """Train one job and yield a plain dict per epoch; the last one has "finished", "error" (a traceback) or "storage".
 
+    The last epoch's comes when the model is written: a worker waits for each answer, and so has one less to wait for.
+
     Runs in a worker process. An exception becomes the last result, so that a failing run is a result like another and
     not a crash to be retried; "storage" says that the output directory cannot be written, which is no fault of the run.
     One that runs out of memory is tried again from its checkpoint, at most `resources.max_retries` times. With
@@ -159,7 +161,7 @@ def job_steps(
     accumulation, batch_size = 1, job_configs(job, config)[0].batch_size
     for left in reversed(range(config.resources.max_retries + 1)):
         try:
-            last = yield from _records(_steps(job, config, output, data, start, accumulation))
+            last = yield from _records(_steps(job, config, output, data, start, accumulation), job_epochs(job, config))
             test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
             yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
             return
@@ -177,9 +179,12 @@ def job_steps(
 
 
 def _records(
-    steps: "Steps",
+    steps: "Steps", epochs: int
 ) -> "Generator[dict[str, Any] | PendingEpoch, TrainedEpoch | None, dict[str, Any]]":
-    """Yield what `steps` yields, results as plain dicts, and return the last of those."""
+    """Yield what `steps` yields, results as plain dicts, and return the last of those.
+
+    The result of the last of `epochs` is not yielded, unless what follows it fails.
+    """
     from trainers.loop import PendingEpoch, answer
 
     last: dict[str, Any] = {}
@@ -189,12 +194,17 @@ def _records(
             step = answer(steps, trained)
         except StopIteration:
             return last
+        except Exception:
+            if last.get("epoch") == epochs:
+                yield last
+            raise
         trained = None
         if isinstance(step, PendingEpoch):
             trained = yield step
         else:
             last = {**step.record(), "replayed": step.replayed}
-            yield last
+            if step.epoch < epochs:
+                yield last
 
 
 def _steps(

@@ -81,7 +81,7 @@ def test_trials_of_an_array_give_what_they_give_alone_and_leave_their_slots_to_o
     for number, found in ((0, [first[0], *rest]), (1, first[1:]), (2, late)):
         job = trial_job(f"alone-{number}", number, settings[number])
         alone = list(run_job(job, config, str(tmp_path), digits.arrays()))
-        assert [result["epoch"] for result in found] == [1, 2, 2][: len(found)]
+        assert [result["epoch"] for result in found] == [1, 2][: len(found)]
         for one, other in zip(metrics(found), metrics(alone), strict=False):
             assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
     assert rest[-1]["finished"]
@@ -104,7 +104,7 @@ def test_an_attempt_that_goes_on_after_a_lost_worker_repeats_what_was_trained(wo
     worker.forget("trial-0")
     assert worker.join("trial-0/b", params(0))
     again = to_the_end(worker, "trial-0/b")
-    assert [result["replayed"] for result in again] == [True, False, False]
+    assert [result["replayed"] for result in again] == [True, False]
     assert again[0]["metrics"] == first["metrics"]
 
 
