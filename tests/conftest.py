@@ -25,6 +25,21 @@ hypothesis.settings.register_profile("rankfront", deadline=None)  # a loaded mac
 hypothesis.settings.load_profile("rankfront")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes one of them runs, file by file, all that start clusters and servers, the others the rest.
+
+    Clusters that start at the same moment slow each other down, and may choose the same port.
+    """
+
+    def is_heavy(item: pytest.Item) -> bool:
+        marked = any(map(item.get_closest_marker, ("ray", "server", "browser")))
+        return marked or "ray_cluster" in getattr(item, "fixturenames", ())
+
+    heavy = {item.path for item in items if is_heavy(item)}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("servers" if item.path in heavy else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
     torch.set_num_threads(1)
