@@ -1,5 +1,6 @@
 """Calls that run one after another beside the thread that hands them in: a worker's next trial must not wait for books."""
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -7,6 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+# Python's own 5 ms: so long the other thread, which hands workers their next trials, would wait each time it wakes up
+_SWITCH_INTERVAL_S = 0.0005
 
 
 class Background:
@@ -20,6 +23,7 @@ class Background:
     def __init__(self, *, threaded: bool = True) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="bookkeeping") if threaded else None
         self._failed: BaseException | None = None
+        self._switch_interval_s = sys.getswitchinterval()
 
     def submit(self, call: "Callable[_P, _T]", *args: "_P.args", **kwargs: "_P.kwargs") -> "Future[_T]":
         """Hand a call in; the future has its result, or its exception."""
@@ -43,6 +47,8 @@ class Background:
             raise self._failed
 
     def __enter__(self) -> "Background":
+        if self._executor is not None:
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
         return self
 
     def __exit__(
@@ -50,5 +56,6 @@ class Background:
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown()
+            sys.setswitchinterval(self._switch_interval_s)
         if self._failed is not None and (error is None or isinstance(error, Exception)):
             raise self._failed from error  # Tune wraps what its callbacks raise
