@@ -13,8 +13,11 @@ from orchestrator.output import require_ours_or_empty
 from orchestrator.paths import SweepPaths
 from orchestrator.provenance import package_versions
 from orchestrator.ray_session import prepare_environment, ray_session
+from orchestrator.stored.location import Location
+from orchestrator.stored.manifest import read_manifest
+from orchestrator.stored.opened import url_of, working_folder
 from orchestrator.tracking.target import redacted
-from trainers.errors import RankfrontError
+from trainers.errors import RankfrontError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.plan import SweepPlan
@@ -32,18 +35,21 @@ class Finding:
     text: str
 
 
-def examine(config: SweepConfig, output: Path) -> Iterator[Finding]:
+def examine(config: SweepConfig, output: "Path | Location") -> Iterator[Finding]:
     """Yield what is found, in the order in which a sweep would meet it; stops at a problem that hides the rest.
 
     Trains a few batches, and leaves nothing in `output` or on the cluster.
     """
     prepare_environment()
-    paths = SweepPaths.of(output)
+    paths = SweepPaths.of(working_folder(output))
+    url = url_of(paths) if isinstance(output, Path) else output.url
     plan = yield from _configuration(config)
     yield _output(config, paths)
+    if url is not None:
+        yield _tried("URL", lambda: _kept(Location(url)))
     yield _store(config, paths)
     if plan is not None:
-        yield from _cluster(config, plan, paths)
+        yield from _cluster(config, plan, paths, url)
 
 
 def _tried(what: str, call: Callable[[], str]) -> Finding:
@@ -95,7 +101,13 @@ def _store(config: SweepConfig, paths: SweepPaths) -> Finding:
     return _tried("MLflow", lambda: probe(target))
 
 
-def _cluster(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> Iterator[Finding]:
+def _kept(location: Location) -> str:
+    location.try_out()
+    there = read_manifest(location)
+    return f"{location} {'can be written' if there is None else 'holds a sweep, with which the same configuration goes on'}"
+
+
+def _cluster(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths, url: str | None) -> Iterator[Finding]:
     import ray
 
     from orchestrator.estimate import estimate, room
@@ -105,7 +117,7 @@ def _cluster(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> Itera
         with ray_session(config.resources):
             nodes = [node for node in ray.nodes() if node["Alive"]]
             yield Finding("Ray", "ok", f"{len(nodes)} node{'s' * (len(nodes) > 1)} at {where or 'this machine'}")
-            yield from _nodes(nodes, paths)
+            yield from _nodes(nodes, paths, url)
             at_once = room([node["Resources"] for node in nodes], config.resources)
             wanted, per_array = config.num_arrays, config.resources.trials_per_array
             enough = at_once >= wanted
@@ -116,18 +128,20 @@ def _cluster(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> Itera
         yield Finding("Ray", "problem", str(error))
 
 
-def _nodes(nodes: list[dict[str, Any]], paths: SweepPaths) -> Iterator[Finding]:
-    """Python and packages as here on every node, and the output directory's storage the same."""
+def _nodes(nodes: list[dict[str, Any]], paths: SweepPaths, url: str | None) -> Iterator[Finding]:
+    """Python and packages as here on every node, and the same storage: the output directory's, or its URL."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = _versions()
-    existing = _existing(paths.root.parent)
-    mark = existing / f".rankfront-doctor-{uuid.uuid4().hex[:8]}"
+    # without a URL it is the folder above that all nodes must share
+    storage = Location(url if url is not None else _existing(paths.root.parent).as_uri())
+    existing = storage if url is not None else _existing(paths.root.parent)
+    mark = f".rankfront-doctor-{uuid.uuid4().hex[:8]}"
     try:
-        mark.write_text(mark.name)
-    except OSError as error:
-        yield Finding("storage", "problem", f"{existing} must be writable, but: {error}; use another --output")
+        storage.write(mark, mark.encode())
+    except StorageError as error:
+        yield Finding("storage", "problem", str(error))
         return
     look = ray.remote(num_cpus=0)(_look)
     try:
@@ -135,7 +149,7 @@ def _nodes(nodes: list[dict[str, Any]], paths: SweepPaths) -> Iterator[Finding]:
             name = node["NodeManagerHostname"]
             pinned = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
             try:
-                found = ray.get(pinned.remote(str(mark)), timeout=_NODE_TIMEOUT_S)
+                found = ray.get(pinned.remote(mark, storage.url), timeout=_NODE_TIMEOUT_S)
             except ray.exceptions.RayError as error:
                 text = f"{name} must answer within {_NODE_TIMEOUT_S:g} s, but: {type(error).__name__}; look at its log"
                 yield Finding("node", "problem", text)
@@ -148,12 +162,12 @@ def _nodes(nodes: list[dict[str, Any]], paths: SweepPaths) -> Iterator[Finding]:
                 )
                 yield Finding("node", "problem", f"{name} must have the same versions, but {text}; install the same")
             elif found["storage"]:
-                text = f"{name} must share {existing} and write there, but {found['storage']}; use shared storage"
+                text = f"{name} must share {existing} and write there, but {found['storage']}; use shared storage, or a URL"
                 yield Finding("node", "problem", text)
             else:
                 yield Finding("node", "ok", f"{name}: versions as here, {existing} shared and writable")
     finally:
-        mark.unlink(missing_ok=True)
+        storage.delete(mark)
 
 
 def _versions() -> dict[str, str]:
@@ -162,15 +176,13 @@ def _versions() -> dict[str, str]:
     return {"python": ".".join(platform.python_version_tuple()[:2]), **packages}
 
 
-def _look(mark: str) -> dict[str, Any]:
+def _look(mark: str, url: str) -> dict[str, Any]:
     """On a node: its versions, and "" or why the storage is not the driver's."""
-    path, storage = Path(mark), ""
+    storage, problem = Location(url), ""
     try:
-        if path.read_text() != path.name:
-            storage = "it holds something else there"
-        probe = path.with_name(path.name + f"-{uuid.uuid4().hex[:8]}")
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        storage = f"{type(error).__name__}: {error.strerror}"
-    return {"versions": _versions(), "storage": storage}
+        if storage.read(mark) != mark.encode():
+            problem = "the driver's file is not there"
+        storage.try_out()
+    except StorageError as error:
+        problem = str(error)
+    return {"versions": _versions(), "storage": problem}

@@ -41,13 +41,13 @@ def claimed(paths: SweepPaths, config: SweepConfig) -> Iterator[None]:
 
 
 @contextmanager
-def locked(paths: SweepPaths) -> Iterator[None]:
-    """Keep the directory, which exists, for this process until the block ends.
+def locked(paths: SweepPaths, file: Path | None = None) -> Iterator[None]:
+    """Keep the directory, which exists, for this process until the block ends, by its lock or by another `file` in it.
 
     Raises SweepError where it is in use or not writable.
     """
     try:
-        lock = paths.lock.open("a+")
+        lock = (file or paths.lock).open("a+")
     except PermissionError as error:
         raise SweepError(f"the output directory must be writable, but: {error}; use another --output") from error
     with lock:
@@ -67,7 +67,8 @@ def require_ours_or_empty(paths: SweepPaths, config: SweepConfig) -> None:
                 f"{paths.root} holds a sweep of another configuration ({'; '.join(changed)}); use another --output"
             )
     elif paths.root.exists() and (
-        not paths.root.is_dir() or set(paths.root.iterdir()) - {paths.lock, *leftovers(paths.root)}
+        not paths.root.is_dir()
+        or set(paths.root.iterdir()) - {paths.lock, paths.mirror, paths.mirror_lock, *leftovers(paths.root)}
     ):
         raise SweepError(f"{paths.root} must be empty or hold a sweep, but holds other files; use another --output")
 

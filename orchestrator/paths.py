@@ -1,10 +1,24 @@
 """Every file and folder of a sweep's output directory, named in one place."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from trainers.errors import SweepError
 from trainers.rules import is_printable
+
+_LONGEST_NAME, _LONGEST_PATH = 200, 2000  # bytes; a temporary name is longer
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path that comes from the network can be one of a file in a folder, and leads nowhere else."""
+    parts = PurePosixPath(path).parts
+    plain = parts and path == PurePosixPath(path).as_posix() and not PurePosixPath(path).is_absolute()
+    fits = (
+        is_printable(path)
+        and len(path.encode()) <= _LONGEST_PATH
+        and all(len(part.encode()) <= _LONGEST_NAME for part in parts)
+    )
+    return bool(plain and fits and ".." not in parts and "\\" not in path)
 
 
 def absolute(path: Path) -> Path:
@@ -52,6 +66,16 @@ class SweepPaths:
     def lock(self) -> Path:
         """Held by the process that runs the sweep."""
         return self.root / ".lock"
+
+    @property
+    def mirror(self) -> Path:
+        """The URL that the folder is sent to (`stored.opened`)."""
+        return self.root / ".mirror.json"
+
+    @property
+    def mirror_lock(self) -> Path:
+        """Held by the process that sends the folder to a URL."""
+        return self.root / ".mirror.lock"
 
     @property
     def layers(self) -> Path:

@@ -6,7 +6,7 @@ was lost, at most `resources.max_retries` times. Both raise StorageError where a
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,13 @@ from ray import tune
 from orchestrator.background import Background
 from orchestrator.config import SweepConfig
 from orchestrator.continuation import Continuation
-from orchestrator.jobs import Job, job_of, run_job, start_of
+from orchestrator.jobs import Job, job_of, start_of
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
-from orchestrator.ray_session import node_name
 from orchestrator.scheduler import make_scheduler, tune_result
 from orchestrator.searcher import StudySearcher
 from orchestrator.stop_rules import stop_reason
+from orchestrator.stored.workspace import AWAY, Place, run_at
 from orchestrator.trial_arrays import LIGHT_CPU, array_trainable, trial_arrays
 from trainers.errors import StorageError
 from trainers.recipe import MODEL_FILE
@@ -45,12 +45,12 @@ def run_search(
     """Run `num_trials` more trials of `study`, or fewer if a stop rule is met; returns when each has ended."""
     # references in containers: Ray passes them on unread, and a node fetches what its trials ask for, once
     starts = {name: ray.put(content) for name, content in _stage_one_files(paths, ledger).items()}
-    output = str(paths.root)
+    place = Place.of(paths)
     if config.resources.trials_per_array == 1:
-        trainable = tune.with_parameters(_trainable, config=config, output=output, data=[data], starts=starts)
+        trainable = tune.with_parameters(_trainable, config=config, place=place, data=[data], starts=starts)
         run_trials(trainable, study, space, num_trials, config, paths, ledger)
         return
-    with trial_arrays(config, output, data, starts) as arrays:
+    with trial_arrays(config, place, data, starts) as arrays:
         trainable = tune.with_parameters(array_trainable, arrays=arrays, max_retries=config.resources.max_retries)
         run_trials(trainable, study, space, num_trials, config, paths, ledger)
 
@@ -103,7 +103,9 @@ def run_trials(
             run_config=tune.RunConfig(
                 name=config.name,
                 storage_path=str(paths.tune),
-                callbacks=[_LedgerCallback(ledger, searcher, background, config.resources.max_retries)],
+                callbacks=[
+                    _LedgerCallback(ledger, searcher, background, config.resources.max_retries, Place.of(paths))
+                ],
                 failure_config=tune.FailureConfig(max_failures=config.resources.max_retries),
                 verbose=0,
             ),
@@ -118,11 +120,11 @@ def _stage_one_files(paths: SweepPaths, ledger: Ledger) -> dict[str, bytes]:
 
 
 def _trainable(
-    params: dict[str, Any], config: SweepConfig, output: str, data: list[Any], starts: dict[str, Any]
+    params: dict[str, Any], config: SweepConfig, place: Place, data: list[Any], starts: dict[str, Any]
 ) -> None:
     """One trial in a worker; the objects in `data` and `starts` are references."""
     job = job_of(params)
-    for result in _from_here(run_job(job, config, output, ray.get(data[0]), start=start_of(job, starts))):
+    for result in run_at(place, job, config, ray.get(data[0]), start=start_of(job, starts)):
         tune.report(tune_result(result))
 
 
@@ -132,9 +134,12 @@ class _LedgerCallback(tune.Callback):
     A trial whose last result does not say "finished" was stopped by the scheduler.
     """
 
-    def __init__(self, ledger: Ledger, searcher: StudySearcher, background: Background, max_retries: int) -> None:
+    def __init__(
+        self, ledger: Ledger, searcher: StudySearcher, background: Background, max_retries: int, place: Place
+    ) -> None:
         self._ledger, self._searcher, self._background = ledger, searcher, background
-        self._max_retries = max_retries
+        self._max_retries, self._place = max_retries, place
+        self._away: dict[str, bool] = {}  # by run: whether its last result came from another folder than the driver's
         self._errors: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,6 +157,7 @@ class _LedgerCallback(tune.Callback):
         if "error" in report:
             self._errors[trial.trial_id] = report["error"]
         else:
+            self._away[trial.config["name"]] = report.get(AWAY, False)
             self._background.submit(self._ledger.reported, trial.config["name"], report)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -168,7 +174,10 @@ class _LedgerCallback(tune.Callback):
         self._ledger.started(job_of(params))
 
     def _end(self, trial: Any, error: str | None, *, stopped: bool = False) -> None:
-        record = self._ledger.ended(trial.config["name"], error, stopped=stopped)
+        name = trial.config["name"]
+        if self._away.pop(name, False) and error is None:
+            self._place.collect(name)
+        record = self._ledger.ended(name, error, stopped=stopped)
         self._searcher.finish(trial.trial_id, record)
 
 
@@ -189,12 +198,13 @@ def run_jobs(
     )(_task)
     waiting = [job for job in jobs if (record := ledger.record(job.name)) is None or record.state != "COMPLETE"]
     running: dict[Any, Job] = {}  # Ray's stream of results -> the job it comes from
+    place, away = Place.of(paths), dict[str, bool]()
     errors: dict[str, str] = {}
     num_lost: Counter[str] = Counter()
     while waiting or running:
         while waiting and len(running) < config.search.max_concurrent:
             job = waiting.pop(0)
-            stream: Any = task.remote(asdict(job), config, str(paths.root), data, test)  # type: ignore[arg-type]
+            stream: Any = task.remote(asdict(job), config, place, data, test)  # type: ignore[arg-type]
             running[stream] = job
             ledger.started(job)
         ready, _ = ray.wait(list(running), num_returns=1)
@@ -203,6 +213,8 @@ def run_jobs(
             result: dict[str, Any] = ray.get(next(stream))
         except StopIteration:
             del running[stream]
+            if away.pop(job.name, False) and job.name not in errors:
+                place.collect(job.name)
             ledger.ended(job.name, errors.pop(job.name, None))
         except ray.exceptions.RayTaskError as error:  # it has raised something, which is no lost worker
             del running[stream]
@@ -219,6 +231,7 @@ def run_jobs(
             if "error" in result:
                 errors[job.name] = result["error"]
             else:
+                away[job.name] = result[AWAY]
                 ledger.reported(job.name, result)
 
 
@@ -232,13 +245,6 @@ def _lost(times: int, reason: object) -> str:
 
 
 def _task(
-    job: dict[str, Any], config: SweepConfig, output: str, data: dict[str, Any], test: dict[str, Any] | None
+    job: dict[str, Any], config: SweepConfig, place: Place, data: dict[str, Any], test: dict[str, Any] | None
 ) -> Any:
-    yield from _from_here(run_job(Job(**job), config, output, data, test))
-
-
-def _from_here(results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Say in each result on which node it was found."""
-    node = node_name()
-    for result in results:
-        yield {**result, "node": node}
+    yield from run_at(place, Job(**job), config, data, test)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import ResourcesConfig, SweepConfig
 from orchestrator.jobs import job_of, job_steps, start_of
-from orchestrator.ray_session import node_name
 from orchestrator.scheduler import is_last, tune_result
+from orchestrator.stored.workspace import Place, Workspace
+from trainers.errors import StorageError
 
 if TYPE_CHECKING:
     import ray
@@ -33,15 +34,15 @@ class ArrayWorker:
     A key is a trial's name, a slash, and what tells this attempt at it from those whose worker was lost.
     """
 
-    def __init__(self, config: SweepConfig, output: str, data: dict[str, Any], starts: dict[str, Any]) -> None:
+    def __init__(self, config: SweepConfig, place: Place, data: dict[str, Any], starts: dict[str, Any]) -> None:
         import torch
 
         from trainers.arrays import TrialArray
         from trainers.data import ImageData
 
-        self._config, self._output, self._starts = config, output, starts
+        self._config, self._starts = config, starts
+        self._workspace = Workspace(place, config)
         device = torch.device("cuda" if config.resources.gpus > 0 else "cpu")
-        self._node = node_name()
         self._data = ImageData.from_arrays(data).to(device)  # once for all trials
         self._array: TrialArray[dict[str, Any]] = TrialArray(config.resources.trials_per_array)
         self._slots: dict[str, int] = {}  # by key
@@ -63,7 +64,13 @@ class ArrayWorker:
                 return False
             job = job_of(params)
             start = start_of(job, self._starts)
-            self._slots[key] = self._array.add(job_steps(job, self._config, self._output, self._data, start=start))
+            try:
+                self._workspace.bring(job, started=start is not None)
+            except StorageError as error:
+                self._results[key] = {"storage": str(error)}
+                return True
+            steps = job_steps(job, self._config, self._workspace.output, self._data, start=start)
+            self._slots[key] = self._array.add(steps)
             self._joined_s = self._changed_s = time.monotonic()
             self._state.notify_all()
             return True
@@ -88,7 +95,7 @@ class ArrayWorker:
                     self._train()
                 else:
                     self._state.wait(_POLL_S)
-            return {**self._results.pop(key), "node": self._node}
+            return self._results.pop(key)
 
     def leave(self, key: str) -> None:
         """Free a trial's slot; a trial that has left already may do so again."""
@@ -125,22 +132,26 @@ class ArrayWorker:
         self._state.release()
         try:
             found = self._array.advance(keys)
+            results = {keys[slot]: self._passed_on(keys[slot], result) for slot, result in found.results.items()}
         finally:
             self._state.acquire()
             self._training = set()
             self._state.notify_all()
         self._asking -= set(keys.values())
-        self._results |= {keys[slot]: result for slot, result in found.results.items()}
+        self._results |= results
         for slot, error in found.ended.items():
             text = "".join(traceback.format_exception(error)) if error is not None else "it ended without a result"
             self._results[keys[slot]] = {"error": text}
             del self._slots[keys[slot]]
         self._changed_s = time.monotonic()
 
+    def _passed_on(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
+        return self._workspace.passed_on(key.rpartition("/")[0], result)
+
 
 @contextmanager
 def trial_arrays(
-    config: SweepConfig, output: str, data: "ray.ObjectRef[dict[str, Any]]", starts: dict[str, Any]
+    config: SweepConfig, place: Place, data: "ray.ObjectRef[dict[str, Any]]", starts: dict[str, Any]
 ) -> Iterator[list[Any]]:
     """Start as many arrays as `search.max_concurrent` trials need; they end with the block."""
     import ray
@@ -154,7 +165,7 @@ def trial_arrays(
         "max_task_retries": -1,  # each call may come again
         "max_concurrency": 4 * size,  # each trial has a call that waits, and some that join and leave
     }
-    arrays = [worker.options(**options).remote(config, output, data, starts) for _ in range(config.num_arrays)]
+    arrays = [worker.options(**options).remote(config, place, data, starts) for _ in range(config.num_arrays)]
     try:
         yield arrays
     finally:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -167,6 +168,73 @@ def mlflow_server(store, folder, password=None, port=None):
     address = f"http://127.0.0.1:{port}"
     with running(command, f"{address}/health", folder / "server.log", environment, cwd=folder):
         yield address
+
+
+# what pyarrow finds in the environment to speak to `s3_server`
+S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@contextmanager
+def s3_server(folder):
+    """A server that speaks S3's protocol, with an empty bucket `bucket`; yields its port."""
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+    address = f"http://127.0.0.1:{port}"
+    with running(command, f"{address}/moto-api/data.json", folder / "s3.log"):
+        with urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"), timeout=30) as answer:
+            assert answer.status == 200
+        yield port
+
+
+@contextmanager
+def gcs_server(folder):
+    """A server that speaks the protocol of Google Cloud Storage, with an empty bucket `bucket`; yields its port."""
+    port = free_port()
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory", "--default-bucket=bucket"]
+    command += ["--host=127.0.0.1", f"--port={port}"]
+    with running(command, f"http://127.0.0.1:{port}/storage/v1/b/bucket", folder / "gcs.log"):
+        yield port
+
+
+class Gate:
+    """A port that leads to another one of this machine while it is open, and refuses all while it is closed."""
+
+    def __init__(self, port):
+        self._to, self._pairs = port, []
+        self.port = free_port()
+        self.open()
+
+    def open(self):
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end_ in self._pairs:
+            with contextlib.suppress(OSError):
+                end_.shutdown(socket.SHUT_RDWR)
+            end_.close()
+        self._pairs.clear()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                here, _ = listener.accept()
+                there = socket.create_connection(("127.0.0.1", self._to))
+            except OSError:
+                return
+            self._pairs += [here, there]
+            for source, target in ((here, there), (there, here)):
+                threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _copy(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
 
 @contextmanager

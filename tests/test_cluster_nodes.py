@@ -49,12 +49,22 @@ class Cluster:
             "RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(folder),
         }  # fmt: skip
 
-    def start(self, name, cpus, **options):
-        """A node; returns when the cluster has it, for two that start at once may take the same port."""
+    def start(self, name, cpus, inside=(), **options):
+        """A node; returns when the cluster has it, for two that start at once may take the same port.
+
+        `inside`: a command that runs the node's, such as one that shows it other files.
+        """
         where = {"head": None, "port": self.address.rpartition(":")[2]} if name == "head" else {"address": self.address}
         options = {**where, "node-name": name, "num-cpus": cpus, "object-store-memory": 100_000_000, **options}
         parts = [f"--{key}" if value is None else f"--{key}={value}" for key, value in options.items()]
-        command = [Path(sys.executable).parent / "ray", "start", "--block", "--include-log-monitor=false", *parts]
+        command = [
+            *inside,
+            Path(sys.executable).parent / "ray",
+            "start",
+            "--block",
+            "--include-log-monitor=false",
+            *parts,
+        ]
         own = {key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"}
         with (self.folder / f"{name}.log").open("w") as log:
             self.nodes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=own)

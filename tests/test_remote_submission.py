@@ -1,6 +1,7 @@
 """A submission is checked before anything is sent, and holds no secret. No Ray."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -55,13 +56,21 @@ def test_the_commit_goes_with_the_job(work):
     assert (state["commit"], state["dirty"]) == (head, False)
 
 
-@pytest.mark.parametrize("output", ["runs/first", "s3://bucket/first", ""])
-def test_an_output_that_would_go_with_the_job_is_refused(work, output):
-    if output:
-        with pytest.raises(ClusterError, match=r"--output must be an absolute path.*the job's own copy"):
-            prepare(work / "sweep.yaml", [], work, output)
-    else:
-        assert prepare(work / "sweep.yaml", [], work, output).metadata["output"] == "~/rankfront/first"
+def test_an_output_that_would_go_with_the_job_is_refused(work):
+    with pytest.raises(ClusterError, match=r"--output must be an absolute path.*the job's own copy"):
+        prepare(work / "sweep.yaml", [], work, "runs/first")
+    with pytest.raises(SweepError, match="must hold no user name and no key"):
+        prepare(work / "sweep.yaml", [], work, "s3://me:secret@bucket/first")
+
+
+@pytest.mark.parametrize(
+    ("output", "known"),
+    [("", "~/rankfront/first"), ("s3://bucket/a?region=eu-west-1", "s3://bucket/a?region=eu-west-1")],
+)
+def test_an_output_that_stays_is_taken(work, output, known):
+    found = prepare(work / "sweep.yaml", [], work, output)
+    assert found.metadata["output"] == known
+    assert shlex.split(found.entrypoint)[-1] == known
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sweeps import run, trials_of
 from orchestrator import search, trial_arrays
 from orchestrator.config import ResourcesConfig, SchedulerConfig
 from orchestrator.jobs import pretrain_job, run_job, trial_job
+from orchestrator.stored.workspace import Place
 from orchestrator.trial_arrays import ArrayWorker
 from trainers.config import CurveConfig, MethodConfig
 from trainers.errors import ConfigError
@@ -33,7 +34,7 @@ def worker(small_sweep, digits, tmp_path):
     """An array of two slots in this process, with stage 1 done."""
     config = in_arrays(small_sweep, 2)
     list(run_job(pretrain_job(pretraining(MethodConfig())), config, str(tmp_path), digits.arrays()))
-    return ArrayWorker(config, str(tmp_path), digits.arrays(), {})
+    return ArrayWorker(config, Place(str(tmp_path)), digits.arrays(), {})
 
 
 def params(number, **settings):

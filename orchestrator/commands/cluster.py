@@ -39,7 +39,8 @@ def submit(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Output directory on the cluster, on storage that all nodes share [default: ~/rankfront/<name>].",
+            help="Output directory on the cluster, on storage that all nodes share, or a URL (file://, s3://, gs://) "
+            "that all nodes reach [default: ~/rankfront/<name>].",
         ),
     ] = None,
     set_: SetOption = None,
@@ -116,16 +117,21 @@ def stop(job: JobArgument, address: AddressOption = None) -> None:
 
 @verbs.command()
 def fetch(
-    job: JobArgument,
+    job: Annotated[str, typer.Argument(metavar="ID|URL", help="A job's id, or the URL where a sweep is kept.")],
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder on this machine [default: runs/<name>].")
     ] = None,
     address: AddressOption = None,
 ) -> None:
-    """Bring a job's output directory to this machine, finished or not; repeated, what is missing or has changed."""
+    """Bring an output directory to this machine, finished or not; repeated, what is missing or has changed."""
     from orchestrator.remote.fetch import fetch as bring_home
+    from orchestrator.remote.fetch import fetch_url
+    from orchestrator.stored.location import is_url
 
-    found = bring_home(_connected(address), job, output, lambda text: print(text, flush=True))
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
+    found = fetch_url(job, output, tell) if is_url(job) else bring_home(_connected(address), job, output, tell)
     print(
         f"{found.num_new} new, {found.num_replaced} replaced, {found.num_kept} were here\n  rankfront front {found.target}"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestrator.commands.options import DirectoryArgument, Format, MaxMacs, MaxParams, MinAccuracy
+from orchestrator.commands.options import DirectoryArgument, Format, MaxMacs, MaxParams, MinAccuracy, PlaceArgument
 
 NOTHING_MATCHES = 1  # as grep's
 
@@ -18,7 +18,7 @@ verbs = typer.Typer()
 
 @verbs.command()
 def front(
-    directory: DirectoryArgument,
+    directory: PlaceArgument,
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
     min_accuracy: MinAccuracy = None,
@@ -35,8 +35,11 @@ def front(
     """
     from orchestrator.front import front_tables, read_front
     from orchestrator.selection import Limits, NothingMatchesError, as_csv, select
+    from orchestrator.stored.source import readable
 
-    found, limits = read_front(directory), Limits(max_macs, max_params, min_accuracy, max_latency)
+    with readable(directory) as folder:
+        found = read_front(folder)
+    limits = Limits(max_macs, max_params, min_accuracy, max_latency)
     if knee or limits != Limits():
         try:
             found = select(found, limits, knee=knee)
@@ -86,11 +89,13 @@ def compare(
 
 @verbs.command()
 def sync(directory: DirectoryArgument) -> None:
-    """Send to MLflow what a sweep could not: its store was away, or the sweep was killed."""
+    """Send to MLflow, and to the URL of its output, what a sweep could not: they were away, or the sweep was killed."""
     from orchestrator.paths import SweepPaths
+    from orchestrator.stored.opened import opened
     from orchestrator.sync import sync as send
 
-    found = send(SweepPaths.of(directory))
+    with opened(directory, lambda text: print(text, flush=True)) as folder:
+        found = send(SweepPaths.of(folder))
     print(f"{found.waiting - found.left} of {found.waiting} records sent to {found.store}")
     if found.left:
         raise typer.Exit(1)

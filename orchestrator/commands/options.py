@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from orchestrator.selection import Bound
+    from orchestrator.stored.location import Location
 
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 
@@ -16,7 +17,33 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The swee
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. search.seed=1.")
 ]
-DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's output directory.")]
+
+
+def _place(text: str) -> "Path | Location":
+    from orchestrator.stored.location import Location, is_url
+
+    return Location.of(text) if is_url(text) else Path(text)
+
+
+def _folder(text: str) -> Path:
+    place = _place(text)
+    if not isinstance(place, Path):
+        raise typer.BadParameter(f"must be a folder of this machine; bring it here with: rankfront fetch {place}")
+    return place
+
+
+DirectoryArgument = Annotated[Any, typer.Argument(parser=_folder, metavar="DIR", help="A sweep's output directory.")]
+PlaceArgument = Annotated[
+    Any, typer.Argument(parser=_place, metavar="DIR", help="A sweep's output directory, or the URL where it is kept.")
+]
+OutputOption = Annotated[
+    Any,
+    typer.Option(
+        parser=_place,
+        metavar="DIR",
+        help="Output directory, or a URL where it is kept: file://, s3://, gs:// [default: runs/<name>].",
+    ),
+]
 
 _BOUND = "The most {}: a count (1.2e6, 900k, 40M) or a share of the dense network (50%)."
 

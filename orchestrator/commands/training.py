@@ -17,11 +17,14 @@ from orchestrator.commands.options import (
     MaxMacs,
     MaxParams,
     MinAccuracy,
+    OutputOption,
+    PlaceArgument,
     SetOption,
 )
 
 if TYPE_CHECKING:
     from orchestrator.front import SweepFront
+    from orchestrator.stored.location import Location
 
 NOT_VERIFIED = 1
 PROBLEMS = 1
@@ -33,7 +36,7 @@ verbs = typer.Typer()
 def sweep(
     config: ConfigArgument,
     set_: SetOption = None,
-    output: Annotated[Path | None, typer.Option(help="Output directory [default: runs/<name>].")] = None,
+    output: OutputOption = None,
 ) -> None:
     """Run a sweep: train, search, fine-tune the Pareto-optimal models. Goes on with one that was interrupted."""
     from orchestrator.config import load_config
@@ -41,43 +44,49 @@ def sweep(
     loaded = load_config(config, set_ or [])
     from orchestrator.pipeline import run_sweep  # seconds: what is wrong with the configuration is said before
 
-    folder = output or Path("runs") / loaded.name
+    place: Path | Location = output or Path("runs") / loaded.name
     console = Console()
-    with _stopped_in_words(folder):
+    with _opened(place) as folder:
         front = run_sweep(loaded, folder, console)
-    _print_results(front, folder, console)
+    _print_results(front, place, folder, console)
 
 
 @verbs.command()
-def resume(directory: DirectoryArgument, set_: SetOption = None) -> None:
-    """Go on with a sweep after any end, from its output directory alone, also where that was moved or copied.
+def resume(directory: PlaceArgument, set_: SetOption = None) -> None:
+    """Go on with a sweep after any end, from its output directory or URL alone, also where that was moved or copied.
 
     Its search, its final stage, what `finetune` was at. Settings that results do not depend on may be changed.
     """
     from orchestrator.resume import resume as resume_sweep
 
     console = Console()
-    with _stopped_in_words(directory):
-        found = resume_sweep(directory, set_ or [], console)
+    with _opened(directory, begun=True) as folder:
+        found = resume_sweep(folder, set_ or [], console)
     if found.was_finished:
         print(f"The sweep in {directory} is finished: nothing is left to do")
-    _print_results(found.front, directory, console)
+    _print_results(found.front, directory, folder, console)
 
 
 @contextmanager
-def _stopped_in_words(folder: Path) -> Iterator[None]:
+def _opened(place: "Path | Location", *, begun: bool = False) -> "Iterator[Path]":
+    """The folder to work in, mirrored where it has a URL; Ctrl-C ends the block with the command that goes on."""
+    from orchestrator.stored.opened import opened
+
     try:
-        yield
+        with opened(place, lambda text: print(text, flush=True), begun=begun) as folder:
+            yield folder
     except KeyboardInterrupt:
-        command = shlex.join(["rankfront", "resume", str(folder)])
+        command = shlex.join(["rankfront", "resume", str(place)])
         print(f"\nStopped. Go on with:\n  {command}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _print_results(front: "SweepFront", folder: Path, console: Console) -> None:
+def _print_results(front: "SweepFront", place: "Path | Location", folder: Path, console: Console) -> None:
     from orchestrator.front import front_tables
 
     console.print(front_tables(front))
+    if place != folder:
+        print(f"Kept at  {place}")
     print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt")
     print(f"Report   {folder}/report.html\nMLflow   rankfront ui {folder}")
 
@@ -109,7 +118,7 @@ def validate(config: ConfigArgument, set_: SetOption = None) -> None:
 def doctor(
     config: ConfigArgument,
     set_: SetOption = None,
-    output: Annotated[Path | None, typer.Option(help="Output directory [default: runs/<name>].")] = None,
+    output: OutputOption = None,
 ) -> None:
     """Try all that a sweep needs, on the cluster too, before it runs: data, storage, MLflow, nodes, resources, cost.
 
@@ -129,7 +138,7 @@ def doctor(
 
 @verbs.command()
 def finetune(
-    directory: DirectoryArgument,
+    directory: PlaceArgument,
     pick: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A candidate, e.g. trial-0003-cut-2; may be repeated.")
     ] = None,
@@ -155,8 +164,8 @@ def finetune(
         raise typer.BadParameter("--pick says which; it excludes --num, --knee and limits")
     choice = Choice(tuple(pick or ()), num, Limits(max_macs, max_params, min_accuracy), knee)
     console = Console()
-    with _stopped_in_words(directory):
-        front = run_finetuning(directory, choice, repeats, console)
+    with _opened(directory, begun=True) as folder:
+        front = run_finetuning(folder, choice, repeats, console)
     console.print(front_tables(front))
 
 

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from orchestrator.output import locked, write_text
-from orchestrator.paths import SweepPaths, absolute
+from orchestrator.paths import SweepPaths, absolute, stays_inside
 from orchestrator.remote.cluster import Cluster
 from orchestrator.remote.listing import checksum
 from orchestrator.remote.package import shown_names, shown_size
 from orchestrator.remote.sources import RemoteFile, SharedFolder, Source, served, shared_folder
 from orchestrator.remote.submission import OUTPUT, SWEEP
+from orchestrator.stored.location import Location, is_url
 from trainers.atomic import atomic_file
 from trainers.errors import ClusterError
-from trainers.rules import is_printable
 
 _RECORD = ".fetched.json"
-_LONGEST_NAME, _LONGEST_PATH = 200, 2000  # bytes; a temporary name is longer
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,19 @@ def fetch(cluster: Cluster, job: str, target: Path | None, tell: Callable[[str],
     Raises ClusterError where that cannot be, and before anything is written where a file that is there would be lost.
     """
     output, name = _output_of(cluster, job)
+    if is_url(output):
+        return fetch_url(output, target, tell)
     target = absolute(target or Path("runs") / name)
     with _source(cluster, job, output) as source:
         return bring(source, target, tell)
+
+
+def fetch_url(url: str, target: Path | None, tell: Callable[[str], None]) -> Fetched:
+    """Bring what is kept under a URL into `target`, by default runs/<name>; raises as `fetch` does, and StorageError."""
+    from orchestrator.stored.source import StoredFolder
+
+    location = Location.of(url)
+    return bring(StoredFolder(location), absolute(target or Path("runs") / location.name), tell)
 
 
 def bring(source: Source, target: Path, tell: Callable[[str], None]) -> Fetched:
@@ -102,15 +111,8 @@ def _source(cluster: Cluster, job: str, output: str) -> Iterator[Source]:
 
 def _require_safe(path: str) -> None:
     """The list comes from the network: no path in it may lead out of the target, or to our own records."""
-    parts = PurePosixPath(path).parts
-    plain = parts and path == PurePosixPath(path).as_posix() and not PurePosixPath(path).is_absolute()
-    fits = (
-        is_printable(path)
-        and len(path.encode()) <= _LONGEST_PATH
-        and all(len(part.encode()) <= _LONGEST_NAME for part in parts)
-    )
     ours = path in (_RECORD, SweepPaths(Path()).lock.name)
-    if not plain or ".." in parts or "\\" in path or not fits or ours:
+    if not stays_inside(path) or ours:
         raise ClusterError(
             f"each path must lie in the output directory, but the cluster names {path!r:.200}; nothing was fetched"
         )

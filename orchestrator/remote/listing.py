@@ -19,6 +19,8 @@ _CHUNK_BYTES = 2**20
 _NOT_LISTED = (
     "tune",
     ".lock",
+    ".mirror.json",
+    ".mirror.lock",
     ".fetched.json",
 )  # at the top: Ray Tune's working files, and what belongs to one machine
 

@@ -17,6 +17,7 @@ from orchestrator.config import SweepConfig, load_config
 from orchestrator.provenance import GIT_VARIABLE, JOB_VARIABLE, git_state
 from orchestrator.ray_session import ENVIRONMENT
 from orchestrator.remote.package import Package, collect
+from orchestrator.stored.location import Location, is_url
 from orchestrator.tracking.target import URI_FILE_VARIABLE, URI_VARIABLE, redacted
 from trainers.errors import ClusterError, ConfigError
 
@@ -45,7 +46,8 @@ def prepare(
 ) -> Submission:
     """Check a configuration as far as this machine can, and what it needs of the working directory.
 
-    The data is not looked at: it is the cluster's. `output` is a path on the cluster, by default ~/rankfront/<name>.
+    The data is not looked at: it is the cluster's. `output` is a path on the cluster, by default ~/rankfront/<name>, or a
+    URL that its nodes reach.
 
     Raises ConfigError where a setting breaks a rule or names a path that the cluster cannot have, ClusterError where the
     job would not get what it needs or others would see a secret.
@@ -102,6 +104,8 @@ def _require_paths_of_the_cluster(config: SweepConfig) -> None:
 
 
 def _output(path: str) -> str:
+    if is_url(path):
+        return Location.of(path).url
     if not _is_absolute(path):
         raise ClusterError(
             "--output must be an absolute path, or begin with ~/, on storage that all nodes of the cluster share, but is "

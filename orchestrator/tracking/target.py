@@ -12,7 +12,13 @@ from trainers.errors import SweepError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 URI_FILE_VARIABLE = "MLFLOW_TRACKING_URI_FILE"  # a file that holds the URI: with a password it is for no other eyes
-_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN")
+_SECRET_VARIABLES = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "RAY_AUTH_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
 _SECRET_WORDS = ("pass", "pwd", "token", "secret", "key", "sig", "cred", "auth")
 _SECRET_VALUES = re.compile(rf"[?&#][^=&]*(?:{'|'.join(_SECRET_WORDS)})[^=&]*=([^&#]+)", re.IGNORECASE)
 _SHORTEST_SECRET = 3  # shorter ones would be replaced in words
