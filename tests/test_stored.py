@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 from servers import S3_ENVIRONMENT, Gate, fetch, gcs_server, s3_server
+from trial_records import record
+from typer.testing import CliRunner
 
+from orchestrator import doctor
+from orchestrator.cli import app
 from orchestrator.front import read_front
 from orchestrator.paths import SweepPaths
+from orchestrator.records import write_records
+from orchestrator.remote.fetch import fetch_url
 from orchestrator.resume import resume
 from orchestrator.stored import lease as leases
 from orchestrator.stored import location as locations
@@ -25,7 +31,8 @@ from orchestrator.stored.manifest import FILE, Manifest, read_manifest, write_ma
 from orchestrator.stored.mirror import Mirror
 from orchestrator.stored.opened import opened
 from orchestrator.stored.snapshot import take
-from trainers.errors import StorageError, SweepError
+from orchestrator.stored.source import readable
+from trainers.errors import ClusterError, StorageError, SweepError
 
 SECRET = "hunter2hunter2"
 
@@ -498,6 +505,49 @@ class TestOpened:
         with opened(folder, print) as root:
             assert set(files_of(root)) == {"config", "runs/dense/checkpoint.pt"}
         assert set(objects(folder)) == {"config", "runs/dense/checkpoint.pt"}
+
+
+def test_doctor_tries_the_url_here_and_on_a_node(location, folder, tmp_path):
+    assert "can be written" in doctor._kept(location)
+    assert objects(location) == {}
+    location.write(".mark", b".mark")
+    assert doctor._look(".mark", location.url)["storage"] == ""
+    assert "the driver's file is not there" in doctor._look(".other", location.url)["storage"]
+    (tmp_path / "bucket").mkdir(exist_ok=True)
+    (tmp_path / "bucket" / "taken").write_bytes(b"")
+    taken = Location.of(f"file://{tmp_path}/bucket/taken/sweep")
+    assert "must be reachable and writable" in doctor._look(".mark", taken.url)["storage"]
+    assert doctor._tried("URL", lambda: doctor._kept(taken)).state == "problem"
+
+
+def test_what_is_kept_is_fetched_and_its_front_is_read(location, elsewhere, tmp_path):
+    with opened(location, print) as root:
+        write(root, config=b"c", runs__t__model_pt=b"w", runs__t__checkpoint_pt=b"c")
+        write_records([record("trial-0000", macs_ratio=0.5, params=10, params_ratio=0.5)], root / "results.parquet")
+        before = files_of(root)
+    with readable(location) as copy:
+        assert read_front(copy) == read_front(root)
+        assert list(files_of(copy)) == ["results.parquet"]
+    assert not copy.exists()
+    found = fetch_url(location.url, tmp_path / "home", [].append)
+    assert (found.num_new, files_of(tmp_path / "home")) == (4, before)
+    location.write("config", b"d")  # not what was sent
+    with pytest.raises(ClusterError, match="config changed or broke on the way"):
+        fetch_url(location.url, tmp_path / "again", [].append)
+    empty = Location.of(location.url.replace("/sweep", "/empty"))
+    with pytest.raises(SweepError, match="must hold a sweep"), readable(empty):
+        pass
+    with pytest.raises(SweepError, match="must hold a sweep"):
+        fetch_url(empty.url, tmp_path / "empty", [].append)
+
+
+@pytest.mark.parametrize("verb", ["report", "ui", "latency", "export", "compare"])
+def test_verbs_that_need_a_folder_say_how_to_get_one(verb):
+    found = CliRunner().invoke(
+        app, [verb, "s3://bucket/x?region=a&scheme=http", *["--output", "x.pt2"][: 2 * (verb == "export")]]
+    )
+    assert found.exit_code == 2
+    assert "rankfront fetch" in found.output
 
 
 @pytest.mark.ray

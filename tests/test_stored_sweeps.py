@@ -48,7 +48,7 @@ def records_at(location, tmp_path):
 
 def test_a_driver_that_is_lost_with_its_machine_is_resumed_from_the_bucket(location, tmp_path):
     config = tmp_path / "sweep.yaml"
-    config.write_text(CONFIG.replace("epochs: 4}", "epochs: 15}", 1))
+    config.write_text(CONFIG.replace("epochs: 4, ", "epochs: 15, ").replace("num_trials: 12", "num_trials: 8"))
     expected, _ = undisturbed(tmp_path / "undisturbed", config.read_text())
     first = start(tmp_path / "a", "sweep", config, "--output", location.url)
     until(lambda: len(records_at(location, tmp_path)) > 3 or first.poll() is not None, "ended trials in the bucket")

@@ -4,12 +4,20 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from orchestrator.commands.options import DirectoryArgument, Format, MaxMacs, MaxParams, MinAccuracy, PlaceArgument
+from orchestrator.commands.options import (
+    DirectoryArgument,
+    Format,
+    MaxMacs,
+    MaxParams,
+    MinAccuracy,
+    PlaceArgument,
+    folder_here,
+)
 
 NOTHING_MATCHES = 1  # as grep's
 
@@ -68,7 +76,9 @@ def report(
 
 @verbs.command()
 def compare(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Output directories of sweeps.")],
+    directories: Annotated[
+        list[Any], typer.Argument(parser=folder_here, metavar="DIR DIR...", help="Output directories of sweeps.")
+    ],
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with the fronts.")] = None,
     format_: Annotated[Format, typer.Option("--format", help="csv: one line a sweep.")] = Format.TABLE,
 ) -> None:

@@ -1,5 +1,6 @@
 """What several verbs of the command line have in common: arguments, options and exit codes."""
 
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -25,14 +26,19 @@ def _place(text: str) -> "Path | Location":
     return Location.of(text) if is_url(text) else Path(text)
 
 
-def _folder(text: str) -> Path:
+def folder_here(text: str) -> Path:
+    """A path as an argument; raises BadParameter for a URL."""
     place = _place(text)
     if not isinstance(place, Path):
-        raise typer.BadParameter(f"must be a folder of this machine; bring it here with: rankfront fetch {place}")
+        raise typer.BadParameter(
+            f"must be a folder of this machine; bring it here with: rankfront fetch {shlex.quote(place.url)}"
+        )
     return place
 
 
-DirectoryArgument = Annotated[Any, typer.Argument(parser=_folder, metavar="DIR", help="A sweep's output directory.")]
+DirectoryArgument = Annotated[
+    Any, typer.Argument(parser=folder_here, metavar="DIR", help="A sweep's output directory.")
+]
 PlaceArgument = Annotated[
     Any, typer.Argument(parser=_place, metavar="DIR", help="A sweep's output directory, or the URL where it is kept.")
 ]

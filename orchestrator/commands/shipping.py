@@ -3,12 +3,12 @@
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from orchestrator.commands.options import DirectoryArgument
+from orchestrator.commands.options import DirectoryArgument, folder_here
 from trainers.export.options import Format, Weights
 
 verbs = typer.Typer()
@@ -63,7 +63,9 @@ def register(
 
 @verbs.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's output directory, or a model.pt.")],
+    run: Annotated[
+        Any, typer.Argument(parser=folder_here, metavar="RUN", help="A sweep's output directory, or a model.pt.")
+    ],
     name: Annotated[str | None, typer.Argument(help="In a sweep: a run, or best, smallest or knee.")] = None,
     *,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file; its suffix names the format as well.")],

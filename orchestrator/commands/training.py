@@ -76,7 +76,7 @@ def _opened(place: "Path | Location", *, begun: bool = False) -> "Iterator[Path]
         with opened(place, lambda text: print(text, flush=True), begun=begun) as folder:
             yield folder
     except KeyboardInterrupt:
-        command = shlex.join(["rankfront", "resume", str(place)])
+        command = shlex.join(["rankfront", "resume", str(place) if isinstance(place, Path) else place.url])
         print(f"\nStopped. Go on with:\n  {command}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 

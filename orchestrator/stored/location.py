@@ -84,17 +84,12 @@ class Location:
         return path.rpartition("/")[2]
 
     @property
-    def shown(self) -> str:
-        """The URL for messages."""
-        return redacted(self.url)
-
-    def __str__(self) -> str:
-        return self.shown
-
-    @property
     def place(self) -> str:
         """The URL without its query: how one gets there may change, where it is may not."""
         return self.url.partition("?")[0].rstrip("/")
+
+    def __str__(self) -> str:
+        return self.place
 
     @cached_property
     def _root(self) -> tuple[Any, str]:
@@ -111,7 +106,7 @@ class Location:
         with self._in_words():
             stream = self._opened(path)
         if stream is None:
-            raise FileNotFoundError(f"{self.shown}/{path}")
+            raise FileNotFoundError(f"{self}/{path}")
         with stream:
             while chunk := self._next(stream):
                 yield chunk
@@ -210,7 +205,7 @@ class Location:
         path, content = f".rankfront-try-{uuid.uuid4().hex[:8]}", b"rankfront"
         self.write(path, content)
         if self.read(path) != content:
-            raise StorageError(f"{self.shown} must give back what is written there, but does not; use another --output")
+            raise StorageError(f"{self} must give back what is written there, but does not; use another --output")
         self.delete(path)
 
     @contextmanager
@@ -222,7 +217,7 @@ class Location:
         except (OSError, ArrowException) as error:
             reason = concealed(str(error).split("\n")[0], self.url)[:_LONGEST_REASON]
             raise StorageError(
-                f"{self.shown} must be reachable and writable, but: {reason}; check {_CREDENTIALS[self.scheme]}"
+                f"{self} must be reachable and writable, but: {reason}; check {_CREDENTIALS[self.scheme]}"
             ) from error
 
 

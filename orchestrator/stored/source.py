@@ -16,7 +16,7 @@ class StoredFolder:
     """An output directory that is kept under a URL, as `remote.fetch.bring` reads it, as of its last pass."""
 
     def __init__(self, location: Location) -> None:
-        self._location, self.shown = location, location.shown
+        self._location, self.shown = location, str(location)
         manifest = read_manifest(location)
         if manifest is None:
             raise SweepError(f"{location} must hold a sweep, but has no {FILE}")
