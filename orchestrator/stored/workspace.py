@@ -95,11 +95,12 @@ class Workspace:
         for path in self._needed(job, started=started):
             if not (self._paths.root / path).exists():
                 self._wait_for(self._location, path)
+        if self.away:
+            retried(lambda: self._take_up(job.name))
+            return
         try:
-            retried(lambda: self._take_up(job.name)) if self.away else self._take_up(job.name)
+            self._take_up(job.name)
         except StorageError as error:
-            if self.away:
-                raise
             _log.warning("%s goes on with what is in %s: %s", job.name, self.output, error)
 
     def passed_on(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
