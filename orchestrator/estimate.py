@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import ResourcesConfig, SweepConfig
 from orchestrator.probes import few_batches, trial_of_form
+from orchestrator.ray_session import places
 from trainers.config import MethodConfig
 
 if TYPE_CHECKING:
@@ -54,15 +55,7 @@ def _hours(hours: float) -> str:
 
 def room(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig) -> int:
     """Return how many trials fit on the nodes (by their resources) at once; `auto` counts a whole GPU for each."""
-    gpus = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus
-    found = 0
-    for node in nodes:
-        fits = [node.get("CPU", 0.0) / resources.cpus_per_trial]
-        if gpus > 0:
-            per_gpu = math.floor(1 / gpus) if gpus <= 1 else 1 / gpus
-            fits.append(node.get("GPU", 0.0) * per_gpu)
-        found += math.floor(min(fits))
-    return found
+    return places(nodes, resources) // resources.workers_per_trial
 
 
 def total(config: SweepConfig, timing: Timing, num_batches: int, num_starts: int, at_once: int) -> Estimate:

@@ -169,6 +169,8 @@ def join(
         wait_for_workers=False,
         master_listen_fd=None if listener is None else listener.detach(),
     )
+    store.set(f"worker {share.rank}", "")  # gloo would wait for one that does not come as long as within a step
+    store.wait([f"worker {rank}" for rank in range(share.count)], _JOIN_LIMIT)
     backend = "nccl" if device.type == "cuda" else _gloo_at(address)
     dist.init_process_group(backend, store=store, rank=share.rank, world_size=share.count, timeout=_STEP_LIMIT)
 
