@@ -40,12 +40,14 @@ class Estimate:
     wall_hours: float
     at_once: int
     timing: Timing
+    workers: int = 1  # of a trial, of which one was measured
 
     def __str__(self) -> str:
+        several = "" if self.workers == 1 else f", all by one worker where a trial has {self.workers}"
         return (
             f"at most {_hours(self.worker_hours)} of training, {_hours(self.wall_hours)} with {self.at_once} at once "
             f"(measured: {1e3 * self.timing.batch_s:.3g} ms a batch, {self.timing.evaluation_s:.3g} s an evaluation, "
-            f"{self.timing.curve_s:.3g} s a curve)"
+            f"{self.timing.curve_s:.3g} s a curve{several})"
         )
 
 
@@ -70,7 +72,8 @@ def total(config: SweepConfig, timing: Timing, num_batches: int, num_starts: int
     slots = max(1, at_once)
     wall_s = sum(math.ceil(count / slots) * seconds for count, seconds in parts[:2])
     wall_s += max(baseline_s, (num_tunings * tuning_s + baseline_s) / slots)
-    return Estimate(sum(count * seconds for count, seconds in parts) / _HOUR_S, wall_s / _HOUR_S, slots, timing)
+    worker_s = sum(count * seconds for count, seconds in parts)
+    return Estimate(worker_s / _HOUR_S, wall_s / _HOUR_S, slots, timing, config.resources.workers_per_trial)
 
 
 def estimate(config: SweepConfig, plan: "SweepPlan", at_once: int) -> Estimate:
