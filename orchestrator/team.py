@@ -11,7 +11,9 @@ checkpoints and retries would be second ones beside the sweep's.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from trainers.loop import PendingEpoch, TrainedEpoch, TrainEpoch
 
 _START_LIMIT_S = 600.0  # of a process that imports torch, on a busy machine
-_END_LIMIT_S = 60.0  # in which the others notice that one has left
+_END_LIMIT_S = 60.0  # in which Ray says which worker has failed
 
 
 def bundles(resources: ResourcesConfig) -> list[dict[str, float]]:
@@ -66,7 +68,7 @@ class Places:
 
 
 class Follower:
-    """The actor of a worker other than rank 0; a call that fails makes it leave, so that the others notice."""
+    """The actor of a worker other than rank 0."""
 
     def __init__(self, share: "Share", config: SweepConfig, data: Sequence[Any]) -> None:
         import torch
@@ -91,27 +93,14 @@ class Follower:
 
     def take(self, training: "Training") -> None:
         """Take up a network."""
-        with _leaving_on_error():
-            self._worker.take(training.begin(self._spec, self._data))
+        self._worker.take(training.begin(self._spec, self._data))
 
     def train(self, epoch: int) -> float:
         """Train an epoch with the others; return its CPU time in seconds."""
-        with _leaving_on_error():
-            found = self._worker.train(epoch)
-            if isinstance(found, Exception):
-                raise found
-            return found.cpu_s
-
-
-@contextmanager
-def _leaving_on_error() -> Iterator[None]:
-    from trainers.distributed import leave
-
-    try:
-        yield
-    except Exception:
-        leave()
-        raise
+        found = self._worker.train(epoch)
+        if isinstance(found, Exception):
+            raise found
+        return found.cpu_s
 
 
 @contextmanager
@@ -137,6 +126,7 @@ class Team:
         self._config, self._data = config, data
         self._others: list[Any] = []
         self._calls: list[Any] = []  # of the others, that are not known to have ended
+        self._failures: SimpleQueue[Exception] = SimpleQueue()  # of the others, in the order in which they ended
         self._worker: Worker | None = None
         self._step: object = None  # that of the network which all have
 
@@ -154,10 +144,10 @@ class Team:
         """End the others, at once."""
         from trainers.distributed import leave
 
-        for other in self._others:
-            ray.kill(other)
+        _kill(self._others)
         leave()
         self._others, self._calls, self._worker, self._step = [], [], None, None
+        self._failures = SimpleQueue()
 
     def _train(self, due: "PendingEpoch") -> "TrainedEpoch":
         from dataclasses import replace
@@ -198,7 +188,9 @@ class Team:
         return self._worker
 
     def _call(self, name: str, *arguments: Any) -> None:
-        self._calls += [getattr(other, name).remote(*arguments) for other in self._others]
+        calls = [getattr(other, name).remote(*arguments) for other in self._others]
+        self._calls += calls
+        Thread(target=_watch, args=(calls, self._others, self._failures), daemon=True).start()
 
     def _answers(self) -> list[Any]:
         """Wait for all calls, and raise what one of them ended with."""
@@ -207,20 +199,35 @@ class Team:
         return found
 
     def _cause(self, error: Exception) -> Exception:
-        """End the team; return why: who lost the others says only that, and what these raised comes first."""
-        from trainers.distributed import is_lost_connection, leave
+        """End the team and return why: that another worker does not answer is what the first failure has led to."""
+        from trainers.distributed import is_lost_connection
 
-        leave()  # those who wait for this process fail, too
-        calls = list(self._calls)
-        ended = ray.wait(calls, num_returns=len(calls), timeout=_END_LIMIT_S)[0] if calls else []
-        found = [_raised(error), *filter(None, map(_outcome, ended))]
+        def is_lost(each: Exception) -> bool:
+            return isinstance(each, ray.exceptions.RayError) or is_lost_connection(each)
+
+        cause = _raised(error)
+        if is_lost(cause):
+            with suppress(Empty):
+                cause = self._failures.get(timeout=_END_LIMIT_S)
         self.close()
-        lost = [each for each in found if isinstance(each, ray.exceptions.RayError)]
-        own = [each for each in found if not isinstance(each, ray.exceptions.RayError) and not is_lost_connection(each)]
-        if own and not lost:
-            return own[0]
-        reason = (lost or found)[0]
-        return LostWorkerError(f"all workers of a run must stay, but: {type(reason).__name__}: {reason}")
+        if is_lost(cause):
+            return LostWorkerError(f"all workers of a run must stay, but: {type(cause).__name__}: {cause}")
+        return cause
+
+
+def _watch(calls: list[Any], others: list[Any], failures: "SimpleQueue[Exception]") -> None:
+    """Wait for calls of the others; once one has failed, end all: who waits for it in a step then fails, too."""
+    while calls:
+        (ended,), calls = ray.wait(calls, num_returns=1)
+        if (error := _outcome(ended)) is not None:
+            failures.put(error)
+            _kill(others)
+            return
+
+
+def _kill(others: list[Any]) -> None:
+    for other in others:
+        ray.kill(other)
 
 
 def _outcome(call: Any) -> Exception | None:
