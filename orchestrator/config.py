@@ -173,6 +173,9 @@ class ResourcesConfig(Section):
     `trials_per_array` K > 1: up to K trials train in one process as one program (`trainers.arrays`), and share what is
     reserved for a run; `search.max_concurrent` says how many there are in all.
 
+    `workers_per_trial` W > 1: every run (trials, stage 1, the final stage, the baseline) is trained by W workers, each of
+    which reserves what is said here for a trial and takes its share of every batch (`trainers.distributed`).
+
     `share_stage_one`: networks of stage 1 are taken from, and left for, the other sweeps in the same folder.
 
     `max_retries`: a run whose worker was lost (killed, preempted, its node gone), or that ran out of memory, is started
@@ -186,23 +189,36 @@ class ResourcesConfig(Section):
     gpus_per_trial: Annotated[float | Literal["auto"], _WholeRule(_gpus_problem)] = 0.0
     max_trials_per_gpu: Annotated[int, at_least(1)] = 8
     trials_per_array: Annotated[int, in_interval(1, 256, closed="[]")] = 1
+    workers_per_trial: Annotated[int, at_least(1)] = 1
     share_stage_one: bool = True
     max_retries: Annotated[int, at_least(0)] = 2
     accumulate_when_out_of_memory: bool = False
     checkpoints: Annotated[int, at_least(1)] = 2
 
     def problems(self) -> list[tuple[str, str]]:
-        """`auto` measures trials that train by themselves."""
+        """`auto` measures trials that train by themselves, and workers of one trial talk by NCCL: a GPU for each."""
+        found = []
         if self.trials_per_array > 1 and self.gpus_per_trial == "auto":
             text = f"must be 1 with gpus_per_trial: auto, but got {self.trials_per_array}; set gpus_per_trial: 1"
-            return [("trials_per_array", text)]
-        return []
+            found.append(("trials_per_array", text))
+        if self.workers_per_trial > 1 and self.trials_per_array > 1:
+            text = f"must be 1 with trials_per_array above 1, but got {self.workers_per_trial}; leave one of them out"
+            found.append(("workers_per_trial", text))
+        if self.workers_per_trial > 1 and self.gpus_per_trial not in (0, 1):
+            text = f"must be 0 or 1 for each of several workers_per_trial, but got {self.gpus_per_trial}; set 1"
+            found.append(("gpus_per_trial", text))
+        return found
 
     @property
     def gpus(self) -> float:
         """`gpus_per_trial` as a number; `auto` has been measured by then (`packing.with_measured_share`)."""
         assert not isinstance(self.gpus_per_trial, str)
         return self.gpus_per_trial
+
+    @property
+    def cpus_per_run(self) -> int:
+        """Those of all its workers."""
+        return self.workers_per_trial * self.cpus_per_trial
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,14 @@ class SweepConfig(Section):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def problems(self) -> list[tuple[str, str]]:
-        """A limit on latency needs to know on what, and a CUDA graph a GPU."""
+        """A limit on latency needs to know on what, a CUDA graph a GPU, and a worker images of each batch."""
+        workers = self.resources.workers_per_trial
+        if workers > 1 and self.training.step != "eager":
+            text = f"must be eager with resources.workers_per_trial above 1, but got {self.training.step}"
+            return [("training.step", text)]
+        if self.training.batch_size < workers:
+            text = f"must be at least resources.workers_per_trial ({workers}), but got {self.training.batch_size}"
+            return [("training.batch_size", text)]
         if "graph" in self.training.step and self.resources.gpus_per_trial == 0:
             text = f"{self.training.step} needs resources.gpus_per_trial above 0; set that, or eager or compile"
             return [("training.step", text)]

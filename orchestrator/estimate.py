@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import ResourcesConfig, SweepConfig
 from orchestrator.probes import few_batches, trial_of_form
+from orchestrator.ray_session import places
 from trainers.config import MethodConfig
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class Estimate:
     wall_hours: float
     at_once: int
     timing: Timing
+    workers: int = 1  # of a trial, of which one was measured
 
     def __str__(self) -> str:
+        several = "" if self.workers == 1 else f", all by one worker where a trial has {self.workers}"
         return (
             f"at most {_hours(self.worker_hours)} of training, {_hours(self.wall_hours)} with {self.at_once} at once "
             f"(measured: {1e3 * self.timing.batch_s:.3g} ms a batch, {self.timing.evaluation_s:.3g} s an evaluation, "
-            f"{self.timing.curve_s:.3g} s a curve)"
+            f"{self.timing.curve_s:.3g} s a curve{several})"
         )
 
 
@@ -54,15 +57,7 @@ def _hours(hours: float) -> str:
 
 def room(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig) -> int:
     """Return how many trials fit on the nodes (by their resources) at once; `auto` counts a whole GPU for each."""
-    gpus = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus
-    found = 0
-    for node in nodes:
-        fits = [node.get("CPU", 0.0) / resources.cpus_per_trial]
-        if gpus > 0:
-            per_gpu = math.floor(1 / gpus) if gpus <= 1 else 1 / gpus
-            fits.append(node.get("GPU", 0.0) * per_gpu)
-        found += math.floor(min(fits))
-    return found
+    return places(nodes, resources) // resources.workers_per_trial
 
 
 def total(config: SweepConfig, timing: Timing, num_batches: int, num_starts: int, at_once: int) -> Estimate:
@@ -77,7 +72,8 @@ def total(config: SweepConfig, timing: Timing, num_batches: int, num_starts: int
     slots = max(1, at_once)
     wall_s = sum(math.ceil(count / slots) * seconds for count, seconds in parts[:2])
     wall_s += max(baseline_s, (num_tunings * tuning_s + baseline_s) / slots)
-    return Estimate(sum(count * seconds for count, seconds in parts) / _HOUR_S, wall_s / _HOUR_S, slots, timing)
+    worker_s = sum(count * seconds for count, seconds in parts)
+    return Estimate(worker_s / _HOUR_S, wall_s / _HOUR_S, slots, timing, config.resources.workers_per_trial)
 
 
 def estimate(config: SweepConfig, plan: "SweepPlan", at_once: int) -> Estimate:

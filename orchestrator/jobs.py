@@ -14,11 +14,11 @@ from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName
 from orchestrator.storage import storage_problem
 from trainers.config import MethodConfig, TrainingConfig, apply_settings, as_record
-from trainers.errors import SweepError
+from trainers.errors import LostWorkerError, SweepError
 
 if TYPE_CHECKING:
     from trainers.data import ImageData
-    from trainers.loop import EpochResult, PendingEpoch, Steps, TrainedEpoch
+    from trainers.loop import EpochResult, PendingEpoch, Steps, TrainedEpoch, TrainEpoch
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ def run_job(
     arrays: dict[str, Any],
     test_arrays: dict[str, Any] | None = None,
     start: bytes | None = None,
+    train_epoch: "TrainEpoch | None" = None,
 ) -> Iterator[dict[str, Any]]:
     """Train one job and yield a plain dict per epoch; the last one has "finished", "error" (a traceback) or "storage".
 
@@ -139,12 +140,14 @@ def run_job(
     not a crash to be retried; "storage" says that the output directory cannot be written, which is no fault of the run.
     One that runs out of memory is tried again from its checkpoint, at most `resources.max_retries` times. With
     `test_arrays` the trained model is evaluated on them, once, at the end. A trial starts from the model file with the
-    content `start`; by default it reads that of its source itself.
+    content `start`; by default it reads that of its source itself. Epochs are trained by `train_epoch`, such as a `Team`'s,
+    or by this process alone. Raises LostWorkerError, which `train_epoch` may end with: the run is to start again elsewhere.
     """
     from trainers.data import ImageData
-    from trainers.loop import each_alone
+    from trainers.loop import PendingEpoch, each_alone
 
-    yield from each_alone(job_steps(job, config, output, ImageData.from_arrays(arrays), test_arrays, start))
+    steps = job_steps(job, config, output, ImageData.from_arrays(arrays), test_arrays, start, train_epoch)
+    yield from each_alone(steps, train_epoch or PendingEpoch.train)
 
 
 def job_steps(
@@ -154,6 +157,7 @@ def job_steps(
     data: "ImageData",
     test_arrays: dict[str, Any] | None = None,
     start: bytes | None = None,
+    train_epoch: "TrainEpoch | None" = None,
 ) -> "Generator[dict[str, Any] | PendingEpoch, TrainedEpoch | None, None]":
     """`run_job`, except that a trial's epochs are for the caller to train (`trainers.loop.train`)."""
     from trainers.memory import is_out_of_memory, release_memory
@@ -161,10 +165,13 @@ def job_steps(
     accumulation, batch_size = 1, job_configs(job, config)[0].batch_size
     for left in reversed(range(config.resources.max_retries + 1)):
         try:
-            last = yield from _records(_steps(job, config, output, data, start, accumulation), job_epochs(job, config))
+            steps = _steps(job, config, output, data, start, accumulation, train_epoch)
+            last = yield from _records(steps, job_epochs(job, config))
             test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
             yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
             return
+        except LostWorkerError:
+            raise
         except Exception as error:  # noqa: BLE001  # every failure of a training is reported by name, none stops the sweep
             if (problem := storage_problem(error)) is not None:
                 yield {"storage": problem}
@@ -208,13 +215,20 @@ def _records(
 
 
 def _steps(
-    job: Job, config: SweepConfig, output: str, data: "ImageData", start: bytes | None, accumulation: int
+    job: Job,
+    config: SweepConfig,
+    output: str,
+    data: "ImageData",
+    start: bytes | None,
+    accumulation: int,
+    train_epoch: "TrainEpoch | None",
 ) -> "Steps":
     import torch
 
     from orchestrator.foresight import read_table
     from orchestrator.scheduler import rungs
     from trainers import recipe
+    from trainers.loop import PendingEpoch
     from trainers.models import ModelSpec
 
     torch.set_num_threads(config.resources.cpus_per_trial)
@@ -227,10 +241,11 @@ def _steps(
         data,
         training,
         config.factorization,
-        _device(config),
+        device_of(config),
         latency,
         accumulation,
         config.resources.checkpoints,
+        train_epoch or PendingEpoch.train,
     )
     folder, epochs = paths.run(job.name), job_epochs(job, config)
     source = paths.run(job.source or "") / recipe.MODEL_FILE
@@ -262,12 +277,13 @@ def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[
 
     model_file = SweepPaths(Path(output)).run(job.name) / recipe.MODEL_FILE
     scores = recipe.evaluate_model_file(
-        model_file, ImageData.from_arrays(test_arrays), _device(config), config.training.dtype
+        model_file, ImageData.from_arrays(test_arrays), device_of(config), config.training.dtype
     )
     return {f"test_{name}": value for name, value in scores.items()}
 
 
-def _device(config: SweepConfig) -> Any:
+def device_of(config: SweepConfig) -> Any:
+    """Return the torch.device that a run trains on."""
     import torch
 
     return torch.device("cuda" if config.resources.gpus > 0 else "cpu")

@@ -44,6 +44,7 @@ def plan_sweep(config: SweepConfig, *, begun: bool = False) -> SweepPlan:
     check_search(replace(config.resolved_search, warm_start=None) if begun else config.resolved_search, space)
     check_test_split(config.data)
     data = load_train_validation(config.data)
+    _require_images(config, len(data.train_rows))
     spec = ModelSpec(config.model, data.sample_shape, data.num_classes)
     with torch.device("meta"):
         model = build_shapes(spec)
@@ -64,6 +65,12 @@ def _require_gpu(config: SweepConfig) -> None:
             "auto measures a trial on a GPU, but PyTorch finds none on this machine; set 0, or RAY_ADDRESS to a cluster"
         )
         raise ConfigError([("resources.gpus_per_trial", text)])
+
+
+def _require_images(config: SweepConfig, num_images: int) -> None:
+    if num_images < config.resources.workers_per_trial:
+        text = f"must be at most the number of training images ({num_images}), but got {config.resources.workers_per_trial}"
+        raise ConfigError([("resources.workers_per_trial", text)])
 
 
 def _require_patterns_that_match(config: SweepConfig, model: torch.nn.Module) -> None:

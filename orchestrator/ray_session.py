@@ -1,8 +1,9 @@
 """Ray: the settings that the sweep needs, a session on this machine or a cluster, and a check of its resources."""
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -97,14 +98,30 @@ def _check_resources(resources: ResourcesConfig) -> None:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    auto = resources.gpus_per_trial == "auto"
+    auto, workers = resources.gpus_per_trial == "auto", resources.workers_per_trial
     need = {"CPU": resources.cpus_per_trial, "GPU": 1 if auto else resources.gpus}
-    if not any(all(node.get(kind, 0) >= count for kind, count in need.items()) for node in nodes):
+    if places(nodes, resources) < workers:
         have = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in need) for node in nodes)
+        each, fewer = "a trial needs", ""
+        if workers > 1:
+            each, fewer = f"each of the {workers} workers of a trial needs", ", or resources.workers_per_trial"
         raise SweepError(
-            f"a trial needs {need['CPU']:g} CPU and {need['GPU']:g} GPU on one node, but the nodes have {have}; lower "
-            "resources.cpus_per_trial or resources.gpus_per_trial"
+            f"{each} {need['CPU']:g} CPU and {need['GPU']:g} GPU on one node, but the nodes have {have}; lower "
+            f"resources.cpus_per_trial or resources.gpus_per_trial{fewer}"
         )
+
+
+def places(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig) -> int:
+    """Return how many workers fit on the nodes (by their resources) at once; `auto` counts a whole GPU for each."""
+    gpus = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus
+    found = 0
+    for node in nodes:
+        fits = [node.get("CPU", 0.0) / resources.cpus_per_trial]
+        if gpus > 0:
+            per_gpu = math.floor(1 / gpus) if gpus <= 1 else 1 / gpus
+            fits.append(node.get("GPU", 0.0) * per_gpu)
+        found += math.floor(min(fits))
+    return found
 
 
 def node_name() -> str | None:

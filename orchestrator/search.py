@@ -23,8 +23,9 @@ from orchestrator.scheduler import make_scheduler, tune_result
 from orchestrator.searcher import StudySearcher
 from orchestrator.stop_rules import stop_reason
 from orchestrator.stored.workspace import AWAY, Place, run_at
+from orchestrator.team import Places, bundles, team_of
 from orchestrator.trial_arrays import LIGHT_CPU, array_trainable, trial_arrays
-from trainers.errors import StorageError
+from trainers.errors import LostWorkerError, StorageError
 from trainers.recipe import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -70,15 +71,14 @@ def run_trials(
 
     def until() -> str | None:
         trials = ledger.records("trial")
-        return stop_reason(config.stop, trials, time.monotonic() - started, config.resources.cpus_per_trial)
+        return stop_reason(config.stop, trials, time.monotonic() - started, config.resources.cpus_per_run)
 
     def source(settings: dict[str, Any]) -> str | None:
         found = continuation.start(settings, ledger.records("trial"))
         return found if found is not None and (paths.run(found) / MODEL_FILE).exists() else None
 
-    resources = {"cpu": config.resources.cpus_per_trial, "gpu": config.resources.gpus}
-    if config.resources.trials_per_array > 1:
-        resources = {"cpu": LIGHT_CPU}
+    light = config.resources.trials_per_array > 1
+    resources = tune.PlacementGroupFactory([{"CPU": LIGHT_CPU}] if light else bundles(config.resources))
     # one trial at a time: each proposal knows all results, and the same seed gives the same sweep
     with Background(threaded=at_once > 1) as background:
         searcher = StudySearcher(
@@ -124,8 +124,10 @@ def _trainable(
 ) -> None:
     """One trial in a worker; the objects in `data` and `starts` are references."""
     job = job_of(params)
-    for result in run_at(place, job, config, ray.get(data[0]), start=start_of(job, starts)):
-        tune.report(tune_result(result))
+    with team_of(config, data) as train_epoch:
+        start = start_of(job, starts)
+        for result in run_at(place, job, config, ray.get(data[0]), start=start, train_epoch=train_epoch):
+            tune.report(tune_result(result))
 
 
 class _LedgerCallback(tune.Callback):
@@ -201,38 +203,40 @@ def run_jobs(
     place, away = Place.of(paths), dict[str, bool]()
     errors: dict[str, str] = {}
     num_lost: Counter[str] = Counter()
-    while waiting or running:
-        while waiting and len(running) < config.search.max_concurrent:
-            job = waiting.pop(0)
-            stream: Any = task.remote(asdict(job), config, place, data, test)  # type: ignore[arg-type]
-            running[stream] = job
-            ledger.started(job)
-        ready, _ = ray.wait(list(running), num_returns=1)
-        stream, job = ready[0], running[ready[0]]
-        try:
-            result: dict[str, Any] = ray.get(next(stream))
-        except StopIteration:
-            del running[stream]
-            if away.pop(job.name, False) and job.name not in errors:
-                place.collect(job.name)
-            ledger.ended(job.name, errors.pop(job.name, None))
-        except ray.exceptions.RayTaskError as error:  # it has raised something, which is no lost worker
-            del running[stream]
-            ledger.ended(job.name, str(error))
-        except ray.exceptions.RayError as error:
-            del running[stream]
-            num_lost[job.name] += 1
-            if num_lost[job.name] <= config.resources.max_retries:
-                waiting.insert(0, job)
+    with Places(config.resources) as places:
+        while waiting or running:
+            while waiting and len(running) < config.search.max_concurrent:
+                job = waiting.pop(0)
+                placed: Any = task.options(scheduling_strategy=places.take(job.name))
+                running[placed.remote(asdict(job), config, place, [data], test)] = job
+                ledger.started(job)
+            ready, _ = ray.wait(list(running), num_returns=1)
+            stream: Any = ready[0]
+            job = running[stream]
+            try:
+                result: dict[str, Any] = ray.get(next(stream))
+            except StopIteration:
+                if away.pop(job.name, False) and job.name not in errors:
+                    place.collect(job.name)
+                ledger.ended(job.name, errors.pop(job.name, None))
+            except ray.exceptions.RayError as error:
+                num_lost[job.name] += _is_lost(error)
+                if not _is_lost(error):
+                    ledger.ended(job.name, str(error))
+                elif num_lost[job.name] <= config.resources.max_retries:
+                    waiting.insert(0, job)
+                else:
+                    ledger.ended(job.name, _lost(num_lost[job.name], error))
             else:
-                ledger.ended(job.name, _lost(num_lost[job.name], error))
-        else:
-            _require_storage(result)
-            if "error" in result:
-                errors[job.name] = result["error"]
-            else:
-                away[job.name] = result[AWAY]
-                ledger.reported(job.name, result)
+                _require_storage(result)
+                if "error" in result:
+                    errors[job.name] = result["error"]
+                else:
+                    away[job.name] = result[AWAY]
+                    ledger.reported(job.name, result)
+                continue
+            del running[stream]
+            places.free(job.name)
 
 
 def _require_storage(result: dict[str, Any]) -> None:
@@ -240,11 +244,15 @@ def _require_storage(result: dict[str, Any]) -> None:
         raise StorageError(result["storage"])
 
 
+def _is_lost(error: ray.exceptions.RayError) -> bool:
+    """Whether a run is to start again: what it has raised itself is no lost worker."""
+    return isinstance(error, LostWorkerError) or not isinstance(error, ray.exceptions.RayTaskError)
+
+
 def _lost(times: int, reason: object) -> str:
     return f"the worker was lost {times} times: {reason}"
 
 
-def _task(
-    job: dict[str, Any], config: SweepConfig, place: Place, data: dict[str, Any], test: dict[str, Any] | None
-) -> Any:
-    yield from run_at(place, Job(**job), config, data, test)
+def _task(job: dict[str, Any], config: SweepConfig, place: Place, data: list[Any], test: dict[str, Any] | None) -> Any:
+    with team_of(config, data) as train_epoch:
+        yield from run_at(place, Job(**job), config, ray.get(data[0]), test, train_epoch=train_epoch)

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 REQUIRED = {"task", "method", "seed", "test_accuracy", "macs_ratio", "params_ratio", "core_s"}
 
 
@@ -107,3 +109,15 @@ def test_array_scaling_writes_a_row_for_each_number_of_trials(pytestconfig, tmp_
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [(row["batches"], row["trials"]) for row in rows] == [("shared", 1), ("own", 1), ("shared", 3), ("own", 3)]
     assert all(row["images_per_s"] > 0 and row["times_one_by_one"] > 0 and row["peak_bytes"] > 0 for row in rows)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_writes_what_each_way_takes(pytestconfig, tmp_path):
+    file = tmp_path / "found.json"
+    options = ("--model", "tiny", "--images", 143, "--batch-size", 32, "--rounds", 1, "--json", file)
+    run(pytestconfig, "workers.py", *options)
+    found = json.loads(file.read_text())
+    assert found["steps"] == 4
+    assert list(found["runs"]) == ["one worker, one thread", "one worker, two threads", "two workers, one thread each"]
+    assert all(row[key]["median"] > 0 for row in found["runs"].values() for key in ("wall_s", "cpu_s"))

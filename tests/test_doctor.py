@@ -26,6 +26,8 @@ def findings(config, output):
         (ResourcesConfig(gpus_per_trial=0.4), 6),  # two on each GPU, not five on two of them
         (ResourcesConfig(gpus_per_trial=2.0), 1),
         (ResourcesConfig(gpus_per_trial="auto"), 3),
+        (ResourcesConfig(workers_per_trial=5), 2),  # on several nodes
+        (ResourcesConfig(workers_per_trial=2, gpus_per_trial=1), 1),
     ],
 )
 def test_trials_that_fit_on_the_nodes_at_once(resources, expected):
@@ -47,6 +49,7 @@ def test_the_cost_of_a_sweep_is_that_of_all_its_runs(small_sweep):
     last = max(baseline, (6 * tuning + baseline) / 4)
     assert 3600 * found.wall_hours == pytest.approx(stage_one + 3 * trial + last)
     assert "with 4 at once" in str(found)
+    assert "all by one worker where a trial has 3" in str(replace(found, workers=3))
 
 
 @pytest.mark.ray
@@ -71,6 +74,8 @@ def test_each_thing_that_is_missing_is_named(ray_cluster, small_sweep, tmp_path,
     assert found["resources"].state == "warning"
     hungry = replace(small_sweep, resources=ResourcesConfig(cpus_per_trial=64))
     assert "a trial needs 64 CPU" in findings(hungry, tmp_path / "new")["Ray"].text
+    many = replace(small_sweep, resources=ResourcesConfig(workers_per_trial=8))
+    assert "each of the 8 workers of a trial needs 1 CPU" in findings(many, tmp_path / "new")["Ray"].text
 
 
 @pytest.mark.ray

@@ -15,8 +15,10 @@ from test_data import write_parquet
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.config import ResourcesConfig
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, read_records, write_records
+from orchestrator.rerun.changes import Change, why_not_exact
 from orchestrator.rerun.compare import Run, compare_runs, compare_sweeps
 from orchestrator.rerun.recorded import saved_run
 from orchestrator.rerun.seeds import Spread
@@ -351,3 +353,10 @@ def test_the_spread_is_that_of_the_seeds_without_the_record():
     assert (spread.mean, spread.std) == pytest.approx((0.3, np.std([0.1, 0.6, 0.2], ddof=1)))
     assert spread.below == 2
     assert math.isnan(Spread("val_loss", 0.5, [0.1]).std)
+
+
+def test_what_several_workers_trained_is_held_to_the_tolerance(small_sweep):
+    several = replace(small_sweep, resources=ResourcesConfig(workers_per_trial=2))
+    assert why_not_exact([], small_sweep) is None
+    assert why_not_exact([], several) == "resources.workers_per_trial above 1 sums in another order"
+    assert "several workers" in why_not_exact([Change("resources.workers_per_trial", 2, 1)], small_sweep)

@@ -5,6 +5,7 @@ together when it starts: a copy per batch would make the host wait for a GPU.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,35 @@ from torch import Tensor
 from trainers.data import ImageData
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of each batch that falls to one of `count` workers, the one with number `rank` from 0.
+
+    Parts differ by at most one image, the first ones being larger, and together are the batch.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def of(self, size: int) -> slice:
+        """Return the places in a batch of `size` images."""
+        each, larger = divmod(size, self.count)
+        first = self.rank * each + min(self.rank, larger)
+        return slice(first, first + each + (self.rank < larger))
+
+
 def training_batches(
-    data: ImageData, batch_size: int, augmentation: str, generator: torch.Generator, dtype: torch.dtype
+    data: ImageData,
+    batch_size: int,
+    augmentation: str,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    share: Share = Share(),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of (images (B, C, H, W) normalised, labels (B)); every number drawn comes from `generator`.
 
-    A last batch that is not full is left out (its BatchNorm statistics would differ), unless it is the only one.
+    A last batch that is not full is left out (its BatchNorm statistics would differ), unless it is the only one. Of each
+    batch `share` is yielded: the images, and what is drawn for each, are those of the whole.
     """
     rows = data.train_rows
     device, size = rows.device, min(batch_size, len(rows))
@@ -26,10 +50,10 @@ def training_batches(
     num_batches = len(rows) // size
     draws = [_draw(size, data.sample_shape, augmentation, generator) for _ in range(num_batches)]
     drawn = torch.stack(draws).to(device)
-    scale = _normalization(data, device, dtype)
+    scale, part = _normalization(data, device, dtype), share.of(size)
     for batch, numbers in zip(order.split(size), drawn, strict=False):  # without a last batch that is not full
-        index = rows[batch]
-        images = _augmented(data.images[index], augmentation, numbers)
+        index = rows[batch[part]]
+        images = _augmented(data.images[index], augmentation, numbers[:, part])
         yield _normalized(images, *scale), data.labels[index]
 
 

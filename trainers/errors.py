@@ -8,7 +8,8 @@ RankfrontError
 ├── TrainingError      a training cannot go on
 │   └── NonFiniteError     a loss or weight became NaN or infinite
 ├── SweepError         a sweep cannot start or go on (raised by `orchestrator`)
-│   └── StorageError       its output directory is full or cannot be written
+│   ├── StorageError       its output directory is full or cannot be written
+│   └── LostWorkerError    one of the workers that train a run together is gone; the run can start again
 └── ClusterError       a cluster cannot be used, or refuses what it is asked (raised by `orchestrator`)
 
 Each message names the rule, the value that broke it and the remedy.
@@ -53,6 +54,10 @@ class SweepError(RankfrontError):
 
 class StorageError(SweepError):
     """The output directory is full or cannot be written; what was written before is whole."""
+
+
+class LostWorkerError(SweepError):
+    """One of the workers that train a run together is gone; the run can start again from its checkpoint."""
 
 
 class ClusterError(RankfrontError):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainers.batches import evaluation_batches, training_batches
+from trainers.batches import Share, evaluation_batches, training_batches
 from trainers.checkpoint import load_checkpoint, require_same_config, save_checkpoint
 from trainers.config import TrainingConfig
 from trainers.data import ImageData
@@ -94,7 +94,7 @@ class TrainedEpoch:
 
 @dataclass(frozen=True)
 class PendingEpoch:
-    """Epoch `epoch` (from 0) of a stage, which is due; `data` is on the network's device."""
+    """Epoch `epoch` (from 0) of a stage, which is due; `data` is on the network's device, `share` is of each batch."""
 
     method: Method
     optimizer: Optimizer
@@ -102,6 +102,7 @@ class PendingEpoch:
     data: ImageData
     stage: Stage
     epoch: int
+    share: Share = Share()  # noqa: RUF009 - it is frozen
 
     @property
     def seed(self) -> int:
@@ -118,6 +119,7 @@ class PendingEpoch:
         return TrainedEpoch(loss, time.perf_counter() - started, time.process_time() - cpu_started)
 
 
+TrainEpoch = Callable[[PendingEpoch], TrainedEpoch | Exception]
 # yields results, and each epoch that is due, for which it is sent what training it gave
 Steps = Generator["EpochResult | PendingEpoch", "TrainedEpoch | None", "list[dict[str, Any]]"]
 
@@ -128,8 +130,10 @@ def stage_seed(seed: int, *parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
-def each_alone(steps: Generator[R | PendingEpoch, TrainedEpoch | None, Any]) -> Iterator[R]:
-    """Train the epochs that `steps` asks for, one after the other, and yield its results."""
+def each_alone(
+    steps: Generator[R | PendingEpoch, TrainedEpoch | None, Any], train_epoch: TrainEpoch = PendingEpoch.train
+) -> Iterator[R]:
+    """Train the epochs that `steps` asks for by `train_epoch`, one after the other, and yield its results."""
     trained: TrainedEpoch | Exception | None = None
     while True:
         try:
@@ -138,7 +142,7 @@ def each_alone(steps: Generator[R | PendingEpoch, TrainedEpoch | None, Any]) -> 
             return
         trained = None
         if isinstance(found, PendingEpoch):
-            trained = found.train()
+            trained = train_epoch(found)
         else:
             yield found
 
@@ -211,18 +215,20 @@ def _train_epoch(due: PendingEpoch) -> float:
     """One pass over the training rows; returns the mean cross-entropy of its batches, without the penalties."""
     method, data, stage, epoch = due.method, due.data, due.stage, due.epoch
     config = stage.training
-    torch.manual_seed(due.seed)  # dropout and the like
+    # dropout and the like: other masks for each share
+    torch.manual_seed(due.seed if due.share.rank == 0 else stage_seed(due.seed, "share", due.share.rank))
     generator = torch.Generator().manual_seed(due.seed)
     steps = max(1, len(data.train_rows) // config.batch_size)
     # cross-entropy, and the whole loss; read once, at the end: a read per step would stall a GPU
     totals = torch.zeros(2, device=data.images.device)
     method.model.train()
     method.start_epoch(epoch, stage.epochs)
-    batches = training_batches(data, config.batch_size, config.augmentation, generator, DTYPES[config.dtype])
+    dtype = DTYPES[config.dtype]
+    batches = training_batches(data, config.batch_size, config.augmentation, generator, dtype, due.share)
     for step, (images, labels) in enumerate(batches):
         totals += due.step(images, labels, (epoch + step / steps) / stage.epochs)
         method.after_step(step + 1)
-    mean_task_loss, mean_loss = (totals / steps).tolist()
+    mean_task_loss, mean_loss = due.step.averaged(totals / steps).tolist()
     require_finite(mean_loss, due)
     return float(mean_task_loss)
 

@@ -40,7 +40,18 @@ from trainers.distillation import Distillation
 from trainers.errors import CheckpointError
 from trainers.form import ModelForm
 from trainers.latency_table import LatencyTable
-from trainers.loop import EpochResult, Evaluation, Stage, Steps, each_alone, evaluate_split, stage_seed, train
+from trainers.loop import (
+    EpochResult,
+    Evaluation,
+    PendingEpoch,
+    Stage,
+    Steps,
+    TrainEpoch,
+    each_alone,
+    evaluate_split,
+    stage_seed,
+    train,
+)
 from trainers.methods import Method, Network, make_method, pretraining, resolve
 from trainers.methods.base import ValidationLoss
 from trainers.models import ModelSpec, build_model, build_shapes
@@ -66,6 +77,7 @@ class Setting:
     latency: LatencyTable | None = None  # from which `predicted_latency_ms` is told
     accumulation: int = 1  # parts of a batch, one after another in memory (`loop.Stage`)
     checkpoints: int = 2  # how many are kept of a run
+    train_epoch: TrainEpoch = PendingEpoch.train  # by this process alone, or with others (`trainers.distributed`)
 
     @property
     def network(self) -> Network:
@@ -92,7 +104,8 @@ def dense_model(setting: Setting) -> nn.Module:
 def train_dense(setting: Setting, epochs: int, directory: Path | None = None) -> Iterator[EpochResult]:
     """Train the undecomposed network for `epochs`: the baseline."""
     stage = _stage("dense", setting, epochs, directory, {})
-    yield from each_alone(_run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense"))))
+    steps = _run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense")))
+    yield from each_alone(steps, setting.train_epoch)
 
 
 def pretrain(
@@ -109,7 +122,7 @@ def pretrain(
     shared = None if store is None or directory is None else (store / f"{_digest(stage)}.pt", directory / MODEL_FILE)
     if shared is not None:
         _share(*shared)
-    yield from each_alone(_run(stage, setting, directory, lambda: _prepared(setting, start)))
+    yield from each_alone(_run(stage, setting, directory, lambda: _prepared(setting, start)), setting.train_epoch)
     if shared is not None:
         _share(*reversed(shared))
 
@@ -129,7 +142,8 @@ def compress(
     With `curve`, the results of the last epoch, and of those in `curve_epochs`, hold scored cuts, and the metric `score`
     is that of the method's own. On the way there are half as many, without steps of recovery.
     """
-    yield from each_alone(compress_steps(setting, config, start_from, directory, curve, curve_epochs))
+    steps = compress_steps(setting, config, start_from, directory, curve, curve_epochs)
+    yield from each_alone(steps, setting.train_epoch)
 
 
 def compress_steps(
@@ -205,7 +219,7 @@ def finetune(
     if patience is not None:
         record |= {"patience": patience}
     stage = replace(_stage("finetune", setting, epochs, directory, record), patience=patience)
-    yield from each_alone(_run(stage, setting, directory, start, distillation=teaching))
+    yield from each_alone(_run(stage, setting, directory, start, distillation=teaching), setting.train_epoch)
 
 
 def evaluate_model_file(path: Path, data: ImageData, device: torch.device, dtype: str = "float32") -> dict[str, float]:

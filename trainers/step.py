@@ -43,7 +43,7 @@ class Step:
         accumulation: int = 1,
     ) -> None:
         self._method, self._optimizer, self._config, self.distillation = method, optimizer, config, distillation
-        self._device, self._accumulation = device, accumulation
+        self._device, self._accumulation, self._network = device, accumulation, method.model
         self._compiled, self._captured = "compile" in config.step, "graph" in config.step
         self._losses = self._compute_losses
         self._graphs: dict[int, Captured] = {}  # without and with the method's term
@@ -73,6 +73,10 @@ class Step:
             self._graphs[len(terms)] = Captured(self._update, self._set_capturable)
         return self._graphs[len(terms)](images, labels, *terms)
 
+    def averaged(self, losses: Tensor) -> Tensor:
+        """Return the mean of what each worker that makes the step found: here it is made by one."""
+        return losses
+
     def _update(self, images: Tensor, labels: Tensor, weight: float | Tensor | None = None) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         count = max(1, min(self._accumulation, len(images) // 2))  # BatchNorm cannot normalize a single image
@@ -82,7 +86,7 @@ class Step:
         self._optimizer.step()
         return sums[0] if count == 1 else torch.stack(sums).sum(0)
 
-    def _backward(self, images: Tensor, labels: Tensor, batch_size: int, weight: float | Tensor | None) -> Tensor:
+    def _backward(self, images: Tensor, labels: Tensor, batch_size: float, weight: float | Tensor | None) -> Tensor:
         """Add the gradients of a part of a batch; return its share in the batch's losses."""
         task_loss, loss = self._losses(images, labels, weight, len(images) / batch_size)
         loss.backward()
@@ -92,10 +96,10 @@ class Step:
         self, images: Tensor, labels: Tensor, weight: float | Tensor | None, share: float
     ) -> tuple[Tensor, Tensor]:
         with autocast(self._config.dtype, self._device):
-            logits = self._method.model(images)
+            logits = self._network(images)
             task_loss = F.cross_entropy(logits, labels, label_smoothing=self._config.label_smoothing)
             loss = task_loss if self.distillation is None else self.distillation(images, logits, task_loss)
-        if share < 1:
+        if share != 1:
             task_loss, loss = share * task_loss, share * loss
         if weight is not None:
             loss = loss + weight * self._method.loss_term()

@@ -142,6 +142,8 @@ def why_not_exact(changes: list[Change], config: SweepConfig) -> str | None:
         return "it trains on a GPU"
     if config.resources.trials_per_array > 1:
         return "resources.trials_per_array above 1 sums in another order"
+    if config.resources.workers_per_trial > 1:
+        return "resources.workers_per_trial above 1 sums in another order"
     names = {change.what for change in changes}
     for key, text in (
         ("cpu", "the CPU is another"),
@@ -149,6 +151,7 @@ def why_not_exact(changes: list[Change], config: SweepConfig) -> str | None:
         ("resources.cpus_per_trial", "it trains with another number of threads"),
         ("resources.gpus_per_trial", "it was recorded on a GPU"),
         ("resources.trials_per_array", "it was recorded in an array, which sums in another order"),
+        ("resources.workers_per_trial", "it was recorded with several workers, which sum in another order"),
     ):
         if key in names:
             return text

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SweepConfig
 from orchestrator.jobs import Job, run_job, stage_one_of
@@ -25,6 +25,9 @@ from orchestrator.stored.opened import url_of
 from trainers.checkpoint import read_payload, remove_checkpoints
 from trainers.errors import CheckpointError, StorageError
 from trainers.recipe import CHECKPOINT_FILE, MODEL_FILE
+
+if TYPE_CHECKING:
+    from trainers.loop import TrainEpoch
 
 AWAY = "away"  # in a result: its worker does not work in the driver's folder
 _log = logging.getLogger(__name__)
@@ -163,6 +166,7 @@ def run_at(
     arrays: dict[str, Any],
     test_arrays: dict[str, Any] | None = None,
     start: bytes | None = None,
+    train_epoch: "TrainEpoch | None" = None,
 ) -> Iterator[dict[str, Any]]:
     """`run_job` where this worker is; each result says on which node, and whether away from the driver's folder."""
     with Workspace(place, config) as there:
@@ -171,7 +175,7 @@ def run_at(
         except StorageError as error:
             yield {"storage": str(error)}
             return
-        for result in run_job(job, config, there.output, arrays, test_arrays, start):
+        for result in run_job(job, config, there.output, arrays, test_arrays, start, train_epoch):
             yield there.passed_on(job.name, result)
 
 
