@@ -3,10 +3,10 @@
 All strategies train with the same code, data and search space, two trials at once. Every trial's networks are points (share
 of the dense MACs, validation score after the same cheap recovery); strategies that get one point from a training have more
 trainings. The best front of all strategies and seeds together is the yardstick: reported are the CPU core-seconds after
-which a strategy's own points first dominate 90 %, 95 % and 99 % of its hypervolume (all trials until then, those stopped early and stage 1 included; where a run ends before, its whole cost, a
-lower bound), the hypervolume in the end, and that of the test accuracies of the fine-tuned finalists; and how much sooner
-rankfront has what the other strategy has in the end. Speedups are geometric means over those paired seeds in which rankfront
-gets there, with 95 % bootstrap intervals.
+which a strategy's own points first dominate 90 %, 95 % and 99 % of its hypervolume (all trials until then, those stopped
+early and stage 1 included; where a run ends before, its whole cost, a lower bound), the hypervolume in the end, and that of
+the test accuracies of the fine-tuned finalists; and how much sooner rankfront has what the other strategy has in the end.
+Speedups are geometric means over those paired seeds in which rankfront gets there, with 95 % bootstrap intervals.
 
     python benchmarks/sweep_efficiency.py --mnist DIR --cifar10 DIR --output runs/efficiency --json FILE --markdown FILE
     python benchmarks/sweep_efficiency.py --mnist DIR --tasks mnist_mlp --strategies "Tune + OptunaSearch" rankfront --longer
