@@ -151,6 +151,7 @@ def test_a_uri_without_a_secret_is_shown_as_it_is(uri):
 
 def test_secrets_of_the_environment_are_in_no_message():
     assert concealed("401: tok-en", environment={"MLFLOW_TRACKING_TOKEN": "tok-en"}) == "401: ***"
+    assert concealed("403: k/ey", environment={"AWS_SECRET_ACCESS_KEY": "k/ey"}) == "403: ***"
     assert concealed("401 for a%2Fb", "http://me:a%2Fb@h") == "401 for ***"
     assert concealed("401 for a/b", "http://me:a%2Fb@h") == "401 for ***"
 

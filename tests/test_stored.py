@@ -34,6 +34,8 @@ from orchestrator.stored.snapshot import take
 from orchestrator.stored.source import readable
 from trainers.errors import ClusterError, StorageError, SweepError
 
+pytestmark = pytest.mark.server
+
 SECRET = "hunter2hunter2"
 
 

@@ -1,5 +1,6 @@
 """A folder under a URL, through pyarrow's file systems. Credentials come from the environment alone."""
 
+import io
 import re
 import time
 import uuid
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.tracking.target import concealed, redacted
@@ -147,21 +148,17 @@ class Location:
 
         Readers see the old object or the new one; raises FileNotFoundError where the file is gone.
         """
-        file = None if isinstance(content, bytes) else content.open("rb")
-        with self._in_words():
+        file: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+        with file, self._in_words():
             filesystem, root = self._root
             target = f"{root}/{path}"
             local = self.scheme == "file"
             if local:
                 filesystem.create_dir(target.rpartition("/")[0], recursive=True)
             with filesystem.open_output_stream(target + (_PARTIAL if local else "")) as stream:
-                if file is None:
-                    stream.write(content)
-                else:
-                    with file:
-                        while chunk := file.read(_CHUNK_BYTES):
-                            stream.write(chunk)
-                            tick()
+                while chunk := file.read(_CHUNK_BYTES):
+                    stream.write(chunk)
+                    tick()
             if local:
                 filesystem.move(target + _PARTIAL, target)
 

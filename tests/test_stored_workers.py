@@ -1,0 +1,118 @@
+"""Workers that see nothing of the driver's folder: what they need comes from the URL, and what they make goes there."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from test_stored import objects
+
+from orchestrator.jobs import pretrain_job, trial_job
+from orchestrator.paths import SweepPaths
+from orchestrator.stored import location as locations
+from orchestrator.stored import workspace
+from orchestrator.stored.location import Location
+from orchestrator.stored.workspace import AWAY, Place, run_at
+from trainers.checkpoint import load_checkpoint
+from trainers.config import MethodConfig
+
+pytestmark = pytest.mark.ray
+
+JOB = pretrain_job(MethodConfig())
+CHECKPOINT, MODEL = (f"runs/{JOB.name}/{name}" for name in ("checkpoint.pt", "model.pt"))
+
+
+@pytest.fixture
+def config(ray_cluster, small_sweep, monkeypatch):
+    monkeypatch.setattr(locations, "_FIRST_WAIT_S", 0.0)
+    return replace(small_sweep, training=replace(small_sweep.training, pretrain_epochs=4, epochs=2))
+
+
+@pytest.fixture
+def location(tmp_path):
+    return Location.of(f"file://{tmp_path}/bucket/sweep")
+
+
+@pytest.fixture
+def away(tmp_path, location):
+    """Where this process, as a worker, is not on the driver's node."""
+    return Place(str(tmp_path / "driver"), location.url, "another node")
+
+
+@pytest.fixture
+def near(away):
+    return replace(away, node=ray.get_runtime_context().get_node_id())
+
+
+def epochs(place, job, config, data, count):
+    """Train so many epochs, and be lost."""
+    results = run_at(place, job, config, data.arrays())
+    found = [next(results) for _ in range(count)]
+    results.close()
+    return found
+
+
+def test_a_run_goes_on_elsewhere_and_its_network_comes_to_the_driver(away, location, config, digits, tmp_path):
+    before = set(Path(tempfile.gettempdir()).glob("rankfront-*"))
+    first = epochs(away, JOB, config, digits, 2)
+    assert first[0][AWAY]
+    assert first[0]["node"]
+    assert location.files() == [CHECKPOINT]
+    results = list(run_at(away, JOB, config, digits.arrays()))
+    assert [result["replayed"] for result in results] == [True, True, False, False]
+    assert [result["metrics"] for result in results[:2]] == [result["metrics"] for result in first]
+    assert "finished" in results[-1]
+    assert set(Path(tempfile.gettempdir()).glob("rankfront-*")) == before
+    driver = SweepPaths(tmp_path / "driver")
+    assert not driver.root.exists()
+    away.collect(JOB.name)
+    assert location.files() == [MODEL]
+    assert (driver.root / MODEL).read_bytes() == location.read(MODEL)
+    assert [result["replayed"] for result in run_at(away, JOB, config, digits.arrays())][-1]  # its answer was lost
+    trial = trial_job("trial-0000", 0, {})
+    assert "finished" in list(run_at(away, trial, config, digits.arrays()))[-1]
+    assert "runs/trial-0000/model.pt" in location.files()
+
+
+def test_the_drivers_node_takes_up_what_has_come_further_elsewhere(near, away, location, config, digits):
+    epochs(near, JOB, config, digits, 1)
+    assert location.files() == []  # the driver's mirror sends it
+    epochs(away, JOB, config, digits, 2)
+    found = epochs(near, JOB, config, digits, 3)
+    assert [result["replayed"] for result in found] == [True, True, False]
+    here = SweepPaths(Path(near.root)).root / CHECKPOINT
+    assert len(load_checkpoint(here)[1]["history"]) == 3
+    found = epochs(near, JOB, config, digits, 3)  # it has come further than what is at the URL
+    assert [result["replayed"] for result in found] == [True, True, True]
+    assert not found[0][AWAY]
+
+
+def test_without_the_url_the_drivers_node_goes_on_and_others_stop_the_sweep(
+    near, away, config, digits, tmp_path, caplog
+):
+    (tmp_path / "bucket").write_bytes(b"no folder")
+    assert "finished" in list(run_at(near, JOB, config, digits.arrays()))[-1]
+    assert "goes on with what is in" in caplog.text
+    (result,) = run_at(away, JOB, config, digits.arrays())
+    assert "must be reachable and writable" in result["storage"]
+
+
+def test_a_network_that_cannot_be_sent_is_a_fault_of_the_storage(away, location, config, digits, tmp_path, caplog):
+    results = run_at(away, JOB, config, digits.arrays())
+    next(results)
+    aside = (tmp_path / "bucket").rename(tmp_path / "aside")
+    (tmp_path / "bucket").write_bytes(b"no folder")
+    *_, last = results
+    assert "must be reachable and writable" in last["storage"]
+    (tmp_path / "bucket").unlink()
+    aside.rename(tmp_path / "bucket")
+    assert list(objects(location)) == [CHECKPOINT]
+    assert "finished" in list(run_at(away, JOB, config, digits.arrays()))[-1]
+
+
+def test_what_a_run_starts_from_is_waited_for(away, config, digits, monkeypatch):
+    monkeypatch.setattr(workspace, "_SENT_LATER_S", 0.0)
+    monkeypatch.setattr(workspace, "_POLL_S", 0.0)
+    (result,) = run_at(away, trial_job("trial-0000", 0, {}), config, digits.arrays())
+    assert "must have runs/pretrain-channel/model.pt, but has not" in result["storage"]
