@@ -10,7 +10,7 @@ REQUIRED = {"task", "method", "seed", "test_accuracy", "macs_ratio", "params_rat
 
 def run(pytestconfig, script, *options):
     command = [sys.executable, str(pytestconfig.rootpath / "benchmarks" / script), *map(str, options)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=pytestconfig.rootpath)
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=500, cwd=pytestconfig.rootpath)
 
 
 def test_methods_writes_a_row_for_each_point(pytestconfig, tmp_path):
@@ -95,6 +95,8 @@ def test_speed_needs_neither_ray_nor_mlflow_nor_optuna(pytestconfig, tmp_path, m
     assert rows.keys() >= {"authors, channel", "eager, float32, spatial"}
     assert all(row["s"] > 0 and row["speedup"] > 0 for row in rows.values())
     assert [row["trials"] for row in found["array_scaling.py"]["rows"]] == [2]
+    ways = found["end_to_end.py"]["ways"]
+    assert [(way["trainings"], way["points"]) for way in ways.values()] == [(2, 18), (2, 18), (1, 1)]
     table = (tmp_path / "speed_cpu.md").read_text()
     assert all(
         text in table for text in ("# Speed on a CPU", "authors_spatial", "eager, bfloat16, channel", "torch 2.")
