@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.config import SweepConfig
+from orchestrator.data_type import with_measured_dtype, with_recorded_dtype
 from orchestrator.output import require_ours_or_empty
 from orchestrator.paths import SweepPaths
 from orchestrator.provenance import package_versions
@@ -39,7 +40,13 @@ def examine(config: SweepConfig, output: Path) -> Iterator[Finding]:
     """
     prepare_environment()
     paths = SweepPaths.of(output)
+    config = with_recorded_dtype(config, paths)
     plan = yield from _configuration(config)
+    if plan is not None:
+        state: State = "ok" if config.training.dtype == "auto" else "warning"
+        config, remark = with_measured_dtype(config, plan)
+        if remark is not None:
+            yield Finding("data type", state, remark)
     yield _output(config, paths)
     yield _store(config, paths)
     if plan is not None:

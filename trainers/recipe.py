@@ -37,7 +37,7 @@ from trainers.curve import trained_curve
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel
 from trainers.distillation import Distillation
-from trainers.errors import CheckpointError
+from trainers.errors import CheckpointError, ConfigError
 from trainers.form import ModelForm
 from trainers.latency_table import LatencyTable
 from trainers.loop import EpochResult, Evaluation, Stage, Steps, each_alone, evaluate_split, stage_seed, train
@@ -66,6 +66,13 @@ class Setting:
     latency: LatencyTable | None = None  # from which `predicted_latency_ms` is told
     accumulation: int = 1  # parts of a batch, one after another in memory (`loop.Stage`)
     checkpoints: int = 2  # how many are kept of a run
+
+    def __post_init__(self) -> None:
+        if self.training.dtype == "auto":
+            text = (
+                "must be known before a training, but is auto; put in what trainers.dtype_choice.choose_dtype returns"
+            )
+            raise ConfigError([("training.dtype", text)])
 
     @property
     def network(self) -> Network:
