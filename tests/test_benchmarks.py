@@ -109,3 +109,13 @@ def test_array_scaling_writes_a_row_for_each_number_of_trials(pytestconfig, tmp_
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [(row["batches"], row["trials"]) for row in rows] == [("shared", 1), ("own", 1), ("shared", 3), ("own", 3)]
     assert all(row["images_per_s"] > 0 and row["times_one_by_one"] > 0 and row["peak_bytes"] > 0 for row in rows)
+
+
+def test_finetuning_cost_compares_arrays_with_finalists_one_by_one(pytestconfig, tmp_path):
+    options = ("--networks", "mlp", "--finalists", 3, "--arrays", 2, "--steps", "eager", "--rounds", 1)
+    run(pytestconfig, "finetuning_cost.py", "--device", "cpu", *options, "--json", tmp_path / "found.json")
+    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert row["ways"].keys() == {"one by one, eager", "array of 2, eager"}
+    assert all(way["ms"] > 0 and way["times_eager"] > 0 for way in row["ways"].values())
+    assert row["macs_ratios"] == sorted(row["macs_ratios"])
+    assert row["macs_ratios"][-1] < 1 < row["macs_with_padding"]["2"]
