@@ -20,7 +20,7 @@ from bench_statistics import interval_of_mean
 
 from trainers.config import DataConfig, DistillationConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.data import load_train_validation
-from trainers.loop import evaluate_split
+from trainers.evaluation import evaluate_split
 from trainers.models import ModelSpec
 from trainers.recipe import MODEL_FILE, Setting, compress, finetune, pretrain
 from trainers.saved_model import load_model

@@ -30,7 +30,8 @@ from torchvision import transforms
 from trainers import recipe
 from trainers.config import MethodConfig, ModelConfig, TrainingConfig
 from trainers.data import ImageData
-from trainers.models import ModelSpec
+from trainers.models import ModelSpec, build_model
+from trainers.optimizers import learning_rate_at
 
 SHAPE, CLASSES, CIFAR10 = (3, 32, 32), 10, 50_000
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -52,8 +53,11 @@ class DecodedOneByOne(Dataset[tuple[Tensor, int]]):
     """What torchvision's CIFAR10 gives with the usual transforms."""
 
     def __init__(self, data: ImageData, rows: Tensor, augmented: bool) -> None:
-        random = [transforms.RandomCrop(SHAPE[1], padding=4), transforms.RandomHorizontalFlip()] if augmented else []
-        self.transform = transforms.Compose([*random, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        side = data.sample_shape[1]
+        random = (
+            [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()] if augmented else []
+        )
+        self.transform = transforms.Compose([*random, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
         self.images = data.images[rows].permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = data.labels[rows].tolist()
 
@@ -73,18 +77,23 @@ def seconds_of(device: torch.device) -> float:
 
 
 def authors(
-    spec: ModelSpec, data: ImageData, form: str, batch_size: int, device: torch.device, workers: int
+    step: AuthorsStep, data: ImageData, training: TrainingConfig, epochs: int, device: torch.device, workers: int
 ) -> Iterator[float]:
-    """Seconds of each epoch of the authors' way."""
-    model = authors_network(spec, form).to(device)
-    step = AuthorsStep(model)
-    loading = {"batch_size": batch_size, "num_workers": workers, "pin_memory": device.type == "cuda"}
+    """Train the network of `step` for `epochs` in the authors' way, by the schedule of `training`; yield seconds of each."""
+    model = step.model.to(device)
+    loading = {
+        "batch_size": training.batch_size,
+        "num_workers": workers,
+        "pin_memory": device.type == "cuda",
+        "generator": torch.Generator().manual_seed(training.seed),
+    }
     train = DataLoader(DecodedOneByOne(data, data.train_rows, augmented=True), shuffle=True, drop_last=True, **loading)
     validation = DataLoader(DecodedOneByOne(data, data.validation_rows, augmented=False), **loading)
-    while True:
+    for epoch in range(epochs):
         started = seconds_of(device)
         model.train()
-        for images, labels in train:
+        for number, (images, labels) in enumerate(train):
+            step.set_learning_rate(learning_rate_at((epoch + number / len(train)) / epochs, training))
             step(images.to(device), labels.to(device))
         model.eval()
         loss, hits = 0.0, 0
@@ -156,7 +165,11 @@ def main() -> None:
     spec = ModelSpec(ModelConfig(options.model), SHAPE, CLASSES)
     training = TrainingConfig(batch_size=options.batch_size, epochs=options.rounds + 1, augmentation="crop_flip")
     setting = recipe.Setting(spec, data, training, device=device)
-    runs = {f"authors, {form}": authors(spec, data, form, options.batch_size, device, workers) for form in FORMS}
+    runs = {}
+    for form in FORMS:
+        torch.manual_seed(0)
+        step = AuthorsStep(authors_network(build_model(spec), form, SHAPE).to(device), MethodConfig(strength=0.01))
+        runs[f"authors, {form}"] = authors(step, data, training, training.epochs, device, workers)
     for form in FORMS:
         start = stage_one(setting, form)
         for way, dtype in product(options.steps, options.dtypes):

@@ -20,7 +20,7 @@ from trainers.budgets import RULE_RANGES, within_budget
 from trainers.config import DataConfig, ModelConfig, RankConfig, TrainingConfig
 from trainers.data import load_test, load_train_validation
 from trainers.deploy import prune_to_ranks, rank_problem, stored_spectra
-from trainers.loop import evaluate_split
+from trainers.evaluation import evaluate_split
 from trainers.models import ModelSpec
 from trainers.rank_rules import RANK_RULES, RankProblem, Ranks, Unit, choose_ranks
 from trainers.recipe import MODEL_FILE, Setting, train_dense

@@ -32,10 +32,10 @@ from optuna.trial import TrialState, create_trial
 
 from orchestrator.config import FinetuneConfig, SearchConfig, SweepConfig, dump_config
 from orchestrator.finalists import pick_finalists
-from orchestrator.jobs import finetune_name
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, write_records
 from orchestrator.study import open_study
+from orchestrator.tuned import finetune_name
 from trainers.config import DataConfig, ModelConfig, TrainingConfig
 
 DENSE_MACS, DENSE_PARAMS, EPOCHS, CUTS = 40_000_000, 270_000, 12, 9

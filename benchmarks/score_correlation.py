@@ -26,7 +26,7 @@ from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig, 
 from trainers.curve import ladder
 from trainers.data import load_train_validation
 from trainers.deploy import prune_to_ranks
-from trainers.loop import evaluate_split
+from trainers.evaluation import evaluate_split
 from trainers.methods import make_method
 from trainers.models import ModelSpec
 from trainers.recipe import MODEL_FILE, Setting, compress, finetune, pretrain

@@ -1,11 +1,11 @@
-"""How fast is it here: the step, an epoch, an array of trials. One command runs these benchmarks and writes what they found.
+"""How fast is it here: the step, an epoch, an array of trials, a sweep. One command runs these benchmarks.
 
     python benchmarks/speed.py --device cpu --output docs/benchmarks
     python benchmarks/speed.py --device cuda --output docs/benchmarks
 
-Needs torch, torchvision, numpy and this repository. Writes speed_<device>.json and speed_<device>.md, with the hardware
-and the versions. To add a benchmark: enter its file in QUESTIONS, with the options that it takes on each device; it must
-take --device, --json and --markdown.
+Needs torch, torchvision, numpy and this repository. Writes what they found to speed_<device>.json and
+speed_<device>.md, with the hardware and the versions. To add a benchmark: enter its file in QUESTIONS, with the options
+that it takes on each device; it must take --device, --json and --markdown.
 """
 
 import argparse
@@ -37,7 +37,7 @@ QUESTIONS = (
         "step_cost.py",
         "What does a training step cost, beside the dense network's and beside the authors'?",
         {
-            "cpu": ("--rounds", "3", "--repeats", "1"),
+            "cpu": ("--rounds", "3", "--repeats", "1", "--steps", "eager", "compile"),
             "cuda": ("--rounds", "15", "--repeats", "20", *WAYS),
             "quick": ("--model", "tiny", "--rounds", "1", "--repeats", "1", "--batch-size", "8"),
         },
@@ -58,6 +58,16 @@ QUESTIONS = (
             "cpu": ("--networks", "mlp", "--batches", "shared", "--counts", "1", "8", "32"),
             "cuda": ("--counts", "1", "2", "4", "8", "16", "32", "64", "--steps", "100"),
             "quick": ("--networks", "mlp", "--batches", "own", "--counts", "2", "--steps", "2", "--rounds", "1"),
+        },
+    ),
+    Question(
+        "end_to_end.py",
+        "What does a front cost?",
+        {
+            "quick": (
+                *("--trials", "2", "--authors", "1", "--array", "2"),
+                *("--images", "80", "--pretrain-epochs", "1", "--epochs", "1"),
+            ),
         },
     ),
 )

@@ -33,7 +33,7 @@ from bench_options import benchmark_parser, write
 from torch import Tensor, nn
 
 from trainers.config import FactorizationConfig, MethodConfig, ModelConfig, TrainingConfig
-from trainers.layers import SVDConv
+from trainers.layers import SVDConv, SVDLinear
 from trainers.methods import Network, make_method
 from trainers.models import ModelSpec, build_model
 from trainers.optimizers import make_optimizer
@@ -62,6 +62,11 @@ class TwoConv(nn.Module):
         return self.right.weight.flatten(1), left.reshape(len(self.s), -1)
 
 
+def factors_of(module: TwoConv | SVDLinear) -> tuple[Tensor, Tensor]:
+    """V^T (r, n) and U^T (r, m)."""
+    return module.factors() if isinstance(module, TwoConv) else (module.vt, module.u.mT)
+
+
 def looped_penalty(model: nn.Module, strength: float, weight: float) -> Tensor:
     """Hoyer and orthogonality penalties, layer by layer."""
     total = torch.zeros((), device=next(model.parameters()).device)
@@ -76,40 +81,56 @@ def looped_penalty(model: nn.Module, strength: float, weight: float) -> Tensor:
     return total
 
 
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda s: s.abs().sum(),
+    "hoyer": lambda s: s.abs().sum() / s.square().sum().sqrt() - 1,
+    "hoyer_square": lambda s: s.abs().sum().square() / s.square().sum() - 1,
+}
+
+
 class AuthorsStep:
     """A step as the authors of SVD training publish it, on a network of TwoConv layers.
 
     The penalties are summed layer by layer, where s is not all zero, which the host has to read; the losses are read for
-    the log. Adam is PyTorch's default, and nothing is said about memory formats.
+    the log. Adam is PyTorch's default, and nothing is said about memory formats. `method` gives the penalties' kind and
+    weights, and the factor on the learning rate of s.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, method: MethodConfig, learning_rate: float = 1e-3) -> None:
         self.model = model
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        self.penalty, self.strength = PENALTIES[method.regularizer or "hoyer"], method.strength
+        self.orthogonality_weight, self.spectrum_rate = method.orthogonality_weight, method.spectrum_learning_rate
+        values = [module.s for module in model.modules() if isinstance(module, TwoConv | SVDLinear)]
+        others = [parameter for parameter in model.parameters() if all(parameter is not s for s in values)]
+        self.optimizer = torch.optim.Adam([{"params": others}, {"params": values}])
+        self.set_learning_rate(learning_rate)
         self.log: dict[str, float] = {}
+
+    def set_learning_rate(self, value: float) -> None:
+        """The rate of the steps to come."""
+        for group, scale in zip(self.optimizer.param_groups, (1.0, self.spectrum_rate), strict=True):
+            group["lr"] = value * scale
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         loss = F.cross_entropy(self.model(x), y)
         sparsity, orthogonality = torch.zeros_like(loss), torch.zeros_like(loss)
         for module in self.model.modules():
-            if isinstance(module, TwoConv):
+            if isinstance(module, TwoConv | SVDLinear):
                 if module.s.abs().sum() > 0:
-                    sparsity = sparsity + module.s.abs().sum() / module.s.square().sum().sqrt() - 1
-                for factor in module.factors():
+                    sparsity = sparsity + self.penalty(module.s)
+                for factor in factors_of(module):
                     identity = torch.eye(len(factor), device=factor.device)
                     orthogonality = orthogonality + (factor @ factor.T - identity).square().sum() / len(factor) ** 2
-        total = loss + 0.01 * sparsity + orthogonality
+        total = loss + self.strength * sparsity + self.orthogonality_weight * orthogonality
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
         self.log = {"loss": loss.item(), "sparsity": sparsity.item(), "orthogonality": orthogonality.item()}
 
 
-def authors_network(spec: ModelSpec, decomposition: str) -> nn.Module:
-    """The network with each decomposed convolution as two."""
-    torch.manual_seed(0)
-    model = build_model(spec)
-    factorize(model, decomposition, spec.sample_shape)
+def authors_network(model: nn.Module, decomposition: str, sample_shape: tuple[int, ...]) -> nn.Module:
+    """The dense `model`, in place, with its layers decomposed and each decomposed convolution as two."""
+    factorize(model, decomposition, sample_shape)
     replace_modules(model, lambda module: TwoConv(module) if isinstance(module, SVDConv) else None)
     return model
 
@@ -164,7 +185,7 @@ def make_steps(
         return optimization_step(method.model, (x, y), bf16, penalty, method.after_backward)
 
     def two_conv(decomposition: str) -> Step:
-        model = placed(authors_network(spec, decomposition))
+        model = placed(authors_network(fresh(), decomposition, spec.sample_shape))
         return optimization_step(model, (x, y), bf16, lambda: looped_penalty(model, 0.01, 1.0))
 
     steps = {"dense": optimization_step(placed(fresh()), (x, y), bf16)}
@@ -185,7 +206,8 @@ def whole_steps(spec: ModelSpec, batch_size: int, ways: list[str], device: torch
     y = torch.randint(spec.num_classes, (batch_size,), device=device)
 
     def authors(decomposition: str) -> Step:
-        step = AuthorsStep(authors_network(spec, decomposition).to(device).train())
+        model = authors_network(build_model(spec), decomposition, spec.sample_shape)
+        step = AuthorsStep(model.to(device).train(), MethodConfig(strength=0.01))
         return lambda: step(x, y)
 
     def ours(decomposition: str, way: str, dtype: str) -> Step:

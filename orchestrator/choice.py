@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from orchestrator.config import SweepConfig
 from orchestrator.constraints import feasible
 from orchestrator.curves import candidates
-from orchestrator.finalists import fine_tuned, pick_among, within_reach
+from orchestrator.finalists import pick_among, within_reach
 from orchestrator.front import point_of
 from orchestrator.picks import pick
 from orchestrator.records import RunRecord
 from orchestrator.selection import Limits
+from orchestrator.tuned import fine_tuned
 from trainers.errors import SweepError
 from trainers.rules import unknown_name
 

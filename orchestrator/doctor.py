@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.config import SweepConfig
+from orchestrator.data_type import with_measured_dtype, with_recorded_dtype
 from orchestrator.output import require_ours_or_empty
 from orchestrator.paths import SweepPaths
 from orchestrator.provenance import package_versions
@@ -43,7 +44,13 @@ def examine(config: SweepConfig, output: "Path | Location") -> Iterator[Finding]
     prepare_environment()
     paths = SweepPaths.of(working_folder(output))
     url = url_of(paths) if isinstance(output, Path) else output.url
+    config = with_recorded_dtype(config, paths)
     plan = yield from _configuration(config)
+    if plan is not None:
+        state: State = "ok" if config.training.dtype == "auto" else "warning"
+        config, remark = with_measured_dtype(config, plan)
+        if remark is not None:
+            yield Finding("data type", state, remark)
     yield _output(config, paths)
     if url is not None:
         yield _tried("URL", lambda: _kept(Location(url)))

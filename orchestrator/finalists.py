@@ -1,18 +1,16 @@
-"""Which cuts of which trials are fine-tuned in the end, and what has become of them."""
+"""Which cuts of which trials are fine-tuned in the end."""
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from orchestrator.config import ConstraintsConfig, FinetuneConfig
 from orchestrator.constraints import feasible
 from orchestrator.curves import candidates
-from orchestrator.jobs import candidate_name
 from orchestrator.objectives import accuracy_of, front_of, objectives
 from orchestrator.pareto import spread_subset
 from orchestrator.records import RunRecord
+from orchestrator.tuned import Finalist
 
 
 def pick_finalists(
@@ -42,7 +40,7 @@ def pick_among(
     return [front[row] for row in spread_subset(points, config.num_models)]
 
 
-def within_reach(cuts: Sequence[RunRecord], tuned: "Sequence[Finalist]") -> list[RunRecord]:
+def within_reach(cuts: Sequence[RunRecord], tuned: Sequence[Finalist]) -> list[RunRecord]:
     """Return the `cuts` that fine-tuning may still bring onto the front of the finalists that are `tuned`.
 
     A bound on the optimistic side: a cut may gain as much accuracy over its score as the finalist with no more MACs that
@@ -63,42 +61,3 @@ def within_reach(cuts: Sequence[RunRecord], tuned: "Sequence[Finalist]") -> list
         return scores[cut.name] + max(gain for _, gain in cheaper) > max(accuracy for accuracy, _ in cheaper)
 
     return [cut for cut in cuts if reaches(cut)]
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A network that was fine-tuned `num_runs` times: the record of its first run, with the means of all runs' accuracies.
-
-    The standard deviations (fractions of 1) are None where there is one run, and for what was not measured.
-    """
-
-    record: RunRecord
-    candidate: str
-    num_runs: int
-    val_std: float | None = None
-    test_std: float | None = None
-
-
-def fine_tuned(records: Sequence[RunRecord]) -> list[Finalist]:
-    """Return every network that was fine-tuned, whenever it was picked, in the order of the table's first runs."""
-    runs: dict[str, list[RunRecord]] = {}
-    for record in records:
-        if record.stage == "finetune" and record.state == "COMPLETE":
-            runs.setdefault(candidate_name(record.name), []).append(record)
-    return [_finalist(candidate, sorted(of_one, key=lambda run: run.name)) for candidate, of_one in runs.items()]
-
-
-def _finalist(candidate: str, runs: list[RunRecord]) -> Finalist:
-    if len(runs) == 1:
-        return Finalist(runs[0], candidate, 1)
-    val_mean, val_std = _mean_std([run.val_accuracy for run in runs])
-    test_mean, test_std = _mean_std([run.test_accuracy for run in runs])
-    mean = replace(runs[0], val_accuracy=val_mean, test_accuracy=test_mean)
-    return Finalist(mean, candidate, len(runs), val_std, test_std)
-
-
-def _mean_std(values: list[float | None]) -> tuple[float | None, float | None]:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None, None
-    return statistics.fmean(known), statistics.stdev(known)

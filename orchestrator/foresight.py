@@ -1,16 +1,13 @@
 """The table from which the latency of every cut is foreseen: measured once per machine, kept with the sweep."""
 
-import hashlib
 import json
-import logging
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SweepConfig
 from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
+from orchestrator.user_cache import DAMAGED, kept
 from trainers.config import as_record
 from trainers.errors import SweepError
 
@@ -19,9 +16,6 @@ if TYPE_CHECKING:
     from trainers.latency_table import LatencyTable
 
 _VERSION = 2  # of how times are measured
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a file of something else gives
-
-_log = logging.getLogger(__name__)
 
 
 def write_table(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> None:
@@ -36,17 +30,12 @@ def write_table(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> No
         return
     if config.latency.device == "cuda" and not torch.cuda.is_available():
         raise SweepError("latency.device must be there, but PyTorch finds no GPU on this machine; use cpu")
-    cached = _cache() / f"{_digest(config, plan)}.json"
-    try:
-        text = cached.read_text()
-        _table(text)
-    except (OSError, *_DAMAGED):  # not there, or damaged
-        text = _measured(config, plan)
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_text(cached, text)
-        except OSError as error:  # it only saves time
-            _log.warning("times of layers are not kept for other sweeps: %s", error)
+
+    def read(text: str) -> str:
+        _table(text)  # raises where it is damaged
+        return text
+
+    text = kept("latency", _depends_on(config, plan), lambda: _measured(config, plan), read)
     write_text(paths.latency_table, text)
 
 
@@ -56,7 +45,7 @@ def read_table(config: SweepConfig, paths: SweepPaths) -> "LatencyTable | None":
         return None
     try:
         return _table(paths.latency_table.read_text())
-    except (OSError, *_DAMAGED) as error:
+    except (OSError, *DAMAGED) as error:
         raise SweepError(f"{paths.latency_table} must be a table of times, but: {error!r}; remove it") from error
 
 
@@ -75,22 +64,12 @@ def _measured(config: SweepConfig, plan: "SweepPlan") -> str:
     return json.dumps(asdict(table), indent=1) + "\n"
 
 
-def _digest(config: SweepConfig, plan: "SweepPlan") -> str:
-    """Sum up all that the times depend on."""
-    from orchestrator.provenance import hardware, package_versions
-
+def _depends_on(config: SweepConfig, plan: "SweepPlan") -> dict[str, Any]:
     assert config.latency is not None
-    content: dict[str, Any] = {
+    return {
         "version": _VERSION,
         "network": as_record(plan.spec),
         "factorization": as_record(config.factorization),
         "forms": sorted({start.decomposition for start in plan.starts}),
         "latency": as_record(config.latency),
-        "torch": package_versions()["torch"],
-        "hardware": hardware(),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfront" / "latency"

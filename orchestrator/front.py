@@ -10,13 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.curves import candidates
-from orchestrator.finalists import Finalist, fine_tuned
 from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
-from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.picks import PickName, pick
 from orchestrator.records import RunRecord, read_records
 from orchestrator.terminal import count, percent, plain_table
+from orchestrator.tuned import Finalist, fine_tuned
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,8 @@ def read_front(directory: Path) -> SweepFront:
 
 def write_front(front: SweepFront, paths: SweepPaths) -> None:
     """Write `front.json`."""
+    from orchestrator.output import write_text  # its configuration takes longer to import than a front to show
+
     write_text(paths.front, json.dumps(front.as_json(), indent=2) + "\n")
 
 

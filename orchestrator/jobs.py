@@ -13,6 +13,7 @@ from orchestrator.curves import trial_of
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName
 from orchestrator.storage import storage_problem
+from orchestrator.tuned import finetune_name
 from trainers.config import MethodConfig, TrainingConfig, apply_settings, as_record
 from trainers.errors import LostWorkerError, SweepError
 
@@ -79,21 +80,6 @@ def finetune_job(candidate: RunRecord, repeat: int = 0) -> Job:
     assert candidate.settings is not None, candidate.name
     settings, name = json.loads(candidate.settings), finetune_name(candidate.name, repeat)
     return Job(name, "finetune", settings, trial_of(candidate.name), candidate.trial_number, repeat=repeat)
-
-
-def finetune_name(candidate: str, repeat: int = 0) -> str:
-    """Return the name of the run that fine-tunes `trial-0003-cut-2`: `finetune-0003-cut-2`, then `...-repeat-1`."""
-    return candidate.replace("trial", "finetune", 1) + (f"-repeat-{repeat}" if repeat else "")
-
-
-def candidate_name(finetuned: str) -> str:
-    """Return the name of the candidate that a run fine-tuned."""
-    return finetuned.partition("-repeat-")[0].replace("finetune", "trial", 1)
-
-
-def repeat_of(finetuned: str) -> int:
-    """Return how many runs of the same candidate came before this one."""
-    return int(finetuned.partition("-repeat-")[2] or 0)
 
 
 def dense_job(config: SweepConfig, num_trials: int = 1) -> Job:

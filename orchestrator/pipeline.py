@@ -19,6 +19,7 @@ from orchestrator.choice import Choice
 from orchestrator.config import SweepConfig, load_config
 from orchestrator.continuation import chain
 from orchestrator.curves import final_curve, trial_of
+from orchestrator.data_type import with_measured_dtype, with_recorded_dtype
 from orchestrator.finalists import pick_finalists
 from orchestrator.foresight import write_table
 from orchestrator.front import SweepFront, sweep_front, write_front
@@ -69,8 +70,12 @@ def run_sweep(config: SweepConfig, output: Path, console: Console, rerun_of: str
     """
     prepare_environment()
     paths = SweepPaths.of(output)
+    config = with_recorded_dtype(config, paths)
     require_ours_or_empty(paths, config)
     plan = plan_sweep(config, begun=paths.study.exists())
+    config, remark = with_measured_dtype(config, plan)
+    if remark is not None:
+        console.print(remark)
     with storage_errors(paths.root), claimed(paths, config):
         return _run(config, paths, plan, console, rerun_of)
 

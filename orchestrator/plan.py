@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from orchestrator.config import SweepConfig
+from orchestrator.data_type import require_measurable
 from search_spaces import find_search_space
 from trainers.config import MethodConfig
 from trainers.cost import Cost, measure_cost
@@ -39,6 +40,7 @@ def plan_sweep(config: SweepConfig, *, begun: bool = False) -> SweepPlan:
     from orchestrator.choices import probe_search_space
 
     _require_gpu(config)
+    require_measurable(config)
     space = find_search_space(config.search_space)
     starts = probe_search_space(space)
     check_search(replace(config.resolved_search, warm_start=None) if begun else config.resolved_search, space)

@@ -12,7 +12,7 @@ REQUIRED = {"task", "method", "seed", "test_accuracy", "macs_ratio", "params_rat
 
 def run(pytestconfig, script, *options):
     command = [sys.executable, str(pytestconfig.rootpath / "benchmarks" / script), *map(str, options)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=pytestconfig.rootpath)
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=500, cwd=pytestconfig.rootpath)
 
 
 def test_methods_writes_a_row_for_each_point(pytestconfig, tmp_path):
@@ -97,6 +97,8 @@ def test_speed_needs_neither_ray_nor_mlflow_nor_optuna(pytestconfig, tmp_path, m
     assert rows.keys() >= {"authors, channel", "eager, float32, spatial"}
     assert all(row["s"] > 0 and row["speedup"] > 0 for row in rows.values())
     assert [row["trials"] for row in found["array_scaling.py"]["rows"]] == [2]
+    ways = found["end_to_end.py"]["ways"]
+    assert [(way["trainings"], way["points"]) for way in ways.values()] == [(2, 18), (2, 18), (1, 1)]
     table = (tmp_path / "speed_cpu.md").read_text()
     assert all(
         text in table for text in ("# Speed on a CPU", "authors_spatial", "eager, bfloat16, channel", "torch 2.")
@@ -121,3 +123,13 @@ def test_workers_writes_what_each_way_takes(pytestconfig, tmp_path):
     assert found["steps"] == 4
     assert list(found["runs"]) == ["one worker, one thread", "one worker, two threads", "two workers, one thread each"]
     assert all(row[key]["median"] > 0 for row in found["runs"].values() for key in ("wall_s", "cpu_s"))
+
+
+def test_finetuning_cost_compares_arrays_with_finalists_one_by_one(pytestconfig, tmp_path):
+    options = ("--networks", "mlp", "--finalists", 3, "--arrays", 2, "--steps", "eager", "--rounds", 1)
+    run(pytestconfig, "finetuning_cost.py", "--device", "cpu", *options, "--json", tmp_path / "found.json")
+    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert row["ways"].keys() == {"one by one, eager", "array of 2, eager"}
+    assert all(way["ms"] > 0 and way["times_eager"] > 0 for way in row["ways"].values())
+    assert row["macs_ratios"] == sorted(row["macs_ratios"])
+    assert row["macs_ratios"][-1] < 1 < row["macs_with_padding"]["2"]

@@ -12,7 +12,8 @@ from torch import nn
 from trainers.batches import training_batches
 from trainers.config import CurveConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.curve import budgets, ladder, scoring_rows
-from trainers.loop import evaluate_split, stage_seed
+from trainers.evaluation import evaluate_split
+from trainers.loop import stage_seed
 from trainers.methods import METHODS, make_method
 from trainers.models import ModelSpec, build_model
 from trainers.recipe import Setting, compress, finetune, pretrain

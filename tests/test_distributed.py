@@ -15,7 +15,8 @@ from trainers.config import MethodConfig, ModelConfig, TrainingConfig
 from trainers.distillation import Distillation
 from trainers.distributed import listen, require_images
 from trainers.errors import ConfigError, NonFiniteError
-from trainers.loop import Evaluation, Stage, each_alone, evaluate_split, train
+from trainers.evaluation import evaluate_split
+from trainers.loop import Evaluation, Stage, each_alone, train
 from trainers.models import ModelSpec, build_model
 from trainers.optimizers import DTYPES
 

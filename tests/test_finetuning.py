@@ -14,13 +14,14 @@ from orchestrator.choice import Choice
 from orchestrator.cli import app
 from orchestrator.config import ConstraintsConfig, FinetuneConfig
 from orchestrator.curves import candidates
-from orchestrator.finalists import fine_tuned, within_reach
+from orchestrator.finalists import within_reach
 from orchestrator.front import read_front
-from orchestrator.jobs import candidate_name, finetune_job, finetune_name, job_configs
+from orchestrator.jobs import finetune_job, job_configs
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_finetuning
 from orchestrator.records import RunRecord, read_records
 from orchestrator.selection import Limits, parse_bound
+from orchestrator.tuned import candidate_name, fine_tuned, finetune_name
 from trainers.errors import SweepError
 
 CUTS = [(500, 0.9), (400, 0.88), (200, 0.8), (100, 0.3)]

@@ -11,8 +11,8 @@ from trainers.config import FactorizationConfig, MethodConfig, ModelConfig, Trai
 from trainers.cost import measure_cost
 from trainers.data import DataConfig, load_test
 from trainers.errors import CheckpointError, NonFiniteError
+from trainers.evaluation import evaluate_split
 from trainers.layers import svd_layers
-from trainers.loop import evaluate_split
 from trainers.models import ModelSpec
 from trainers.recipe import MODEL_FILE, Setting, compress, evaluate_model_file, finetune, pretrain, train_dense
 from trainers.saved_model import load_model

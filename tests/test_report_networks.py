@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from orchestrator.config import FinetuneConfig, SweepConfig, dump_config
-from orchestrator.jobs import finetune_name
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, write_records
 from orchestrator.report.figures_networks import orthogonality_figure, rank_figure, spectra_figure, training_figure
 from orchestrator.report.networks import histories, rank_table, spectra
 from orchestrator.report.pictures import pictures
 from orchestrator.report.sweep import read_sweep
+from orchestrator.tuned import finetune_name
 from trainers import Setting, TrainingConfig, compress, finetune, load_model, pretrain, train_dense
 from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig
 from trainers.models import ModelSpec

@@ -13,7 +13,8 @@ from trainers.config import MethodConfig, TrainingConfig
 from trainers.data import ImageData
 from trainers.distillation import Distillation
 from trainers.errors import ConfigError
-from trainers.loop import Evaluation, Stage, evaluate_split, train
+from trainers.evaluation import evaluate_split
+from trainers.loop import Evaluation, Stage, train
 from trainers.methods import METHODS
 from trainers.optimizers import make_optimizer
 from trainers.step import Step

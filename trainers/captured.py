@@ -17,7 +17,9 @@ class Captured:
     capture and with False after it.
     """
 
-    def __init__(self, function: Callable[..., Tensor], while_capturing: Callable[[bool], None]) -> None:
+    def __init__(
+        self, function: Callable[..., Tensor], while_capturing: Callable[[bool], None] = lambda _: None
+    ) -> None:
         self._function, self._while_capturing = function, while_capturing
         self._stream = torch.cuda.Stream()
         self._calls = 0

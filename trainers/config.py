@@ -17,6 +17,7 @@ from trainers.rules import (
 )
 
 Decomposition = Literal["channel", "spatial"]
+Dtype = Literal["float32", "float64", "bfloat16", "auto"]
 
 # names in `trainers.models.MODELS` and `trainers.data.DATASETS`: a file with these is checked without torch, which takes
 # seconds to import
@@ -100,7 +101,8 @@ class TrainingConfig(Section):
     `schedule`: `cosine` to zero, `step` (times `decay` at each of `milestones`, given as fractions of the stage), or
     `constant`. `momentum` is used by `sgd` only. `weight_decay` acts on weights and singular values, not on biases,
     norm parameters or the orthogonal factors. `augmentation`: `crop` shifts by up to an eighth of the image, `flip`
-    mirrors left-right. `dtype`: `bfloat16` means autocast over float32 weights. `step`: how a step is run (`trainers.step`):
+    mirrors left-right. `dtype`: `bfloat16` means autocast over float32 weights; a sweep replaces `auto` by what is faster
+    (`trainers.dtype_choice`) before it trains. `step`: how a step is run (`trainers.step`):
     `eager`, by `compile` (torch.compile), on a GPU by `graph` (CUDA graphs) or `compile_graph`; the results agree to
     rounding.
     """
@@ -117,7 +119,7 @@ class TrainingConfig(Section):
     decay: Annotated[float, in_interval(0, 1, closed="(]")] = 0.1
     label_smoothing: Annotated[float, in_interval(0, 1)] = 0.0
     augmentation: Literal["none", "crop", "flip", "crop_flip"] = "none"
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     step: Literal["eager", "compile", "graph", "compile_graph"] = "eager"
     seed: Annotated[int, in_interval(0, 2**32)] = 0
 

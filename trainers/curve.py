@@ -17,8 +17,8 @@ from trainers.cost import measure_cost
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel, Spectra, prune_to_ranks, rank_problem
 from trainers.errors import ConfigError
+from trainers.evaluation import evaluate_split
 from trainers.latency_table import LatencyTable
-from trainers.loop import evaluate_split
 from trainers.methods import Method
 from trainers.rank_rules import RULE_SETTINGS, choose_ranks
 from trainers.recovery import recover

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainers.batches import Share, evaluation_batches, training_batches
+from trainers.batches import Share, training_batches
 from trainers.checkpoint import load_checkpoint, require_same_config, save_checkpoint
 from trainers.config import TrainingConfig
 from trainers.data import ImageData
@@ -25,9 +23,7 @@ from trainers.distillation import Distillation
 from trainers.errors import CheckpointError, NonFiniteError
 from trainers.methods import Method
 from trainers.optimizers import DTYPES, make_optimizer
-from trainers.step import Step, autocast
-
-EVALUATION_BATCH = 500
+from trainers.step import Step
 
 R = TypeVar("R")
 
@@ -240,42 +236,6 @@ def require_finite(mean_loss: float, due: PendingEpoch) -> None:
             f"the loss must stay finite, but became {mean_loss} in epoch {due.epoch + 1} of stage {due.stage.name!r}; lower "
             f"learning_rate (now {due.stage.training.learning_rate}) or the penalties"
         )
-
-
-@torch.no_grad()
-def evaluate_split(model: nn.Module, data: ImageData, dtype: str = "float32") -> dict[str, float]:
-    """Return the scores of `model` on the validation rows of `data`.
-
-    "accuracy" and "top5_accuracy": fractions of 1 (the latter is 1 with five classes or fewer); "macro_f1": the mean over
-    classes of 2 TP / (2 TP + FP + FN), classes that neither occur nor are predicted left out; "loss": mean cross-entropy.
-    """
-    training = model.training
-    model.eval()
-    device, classes = data.images.device, data.num_classes
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)  # rows: labels, columns: predictions
-    among_five = torch.zeros((), dtype=torch.int64, device=device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for images, labels in evaluation_batches(data, EVALUATION_BATCH, DTYPES[dtype]):
-        with autocast(dtype, device):
-            logits = model(images)
-        confusion.scatter_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels))  # bincount would wait
-        among_five += (logits.topk(min(5, classes), 1).indices == labels[:, None]).any(1).sum()
-        total += F.cross_entropy(logits.double(), labels, reduction="sum")
-    model.train(training)
-    count = len(data.validation_rows)
-    table = confusion.reshape(classes, classes)
-    return {
-        "accuracy": int(table.trace()) / count,
-        "top5_accuracy": int(among_five) / count,
-        "macro_f1": _macro_f1(table),
-        "loss": float(total) / count,
-    }
-
-
-def _macro_f1(confusion: Tensor) -> float:
-    hits, seen = confusion.diagonal().double(), confusion.sum(1) + confusion.sum(0)
-    present = seen > 0
-    return float((2 * hits[present] / seen[present]).mean())
 
 
 def _optimizer(method: Method, stage: Stage) -> Optimizer:

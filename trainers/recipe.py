@@ -37,7 +37,8 @@ from trainers.curve import trained_curve
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel
 from trainers.distillation import Distillation
-from trainers.errors import CheckpointError
+from trainers.errors import CheckpointError, ConfigError
+from trainers.evaluation import Evaluator, evaluate_split
 from trainers.form import ModelForm
 from trainers.latency_table import LatencyTable
 from trainers.loop import (
@@ -48,7 +49,6 @@ from trainers.loop import (
     Steps,
     TrainEpoch,
     each_alone,
-    evaluate_split,
     stage_seed,
     train,
 )
@@ -78,6 +78,13 @@ class Setting:
     accumulation: int = 1  # parts of a batch, one after another in memory (`loop.Stage`)
     checkpoints: int = 2  # how many are kept of a run
     train_epoch: TrainEpoch = PendingEpoch.train  # by this process alone, or with others (`trainers.distributed`)
+
+    def __post_init__(self) -> None:
+        if self.training.dtype == "auto":
+            text = (
+                "must be known before a training, but is auto; put in what trainers.dtype_choice.choose_dtype returns"
+            )
+            raise ConfigError([("training.dtype", text)])
 
     @property
     def network(self) -> Network:
@@ -281,7 +288,7 @@ def _run(
     method.model.to(setting.device).to(memory_format=torch.channels_last)
     method.bind()
     placed = replace(setting, data=setting.data.to(setting.device))
-    measure = partial(evaluate or _evaluation, method, placed)
+    measure = partial(evaluate or partial(_evaluation, Evaluator(stage.training)), method, placed)
     history = yield from train(method, placed.data, stage, measure, distillation)
     if model_file is not None:
         save_model(SavedModel(method.model, setting.spec, method.form, stage.config, history), model_file)
@@ -289,10 +296,11 @@ def _run(
     return history
 
 
-def _evaluation(method: Method, setting: Setting, epoch: int) -> Evaluation:
+def _evaluation(evaluator: Evaluator, method: Method, setting: Setting, epoch: int) -> Evaluation:
     layers = method.form.layers
     ranks = {} if layers is None else _rank_metrics(PrunedModel(method.model, list(layers)), method.form, setting)
-    return Evaluation({**_scores(method.model, setting, method.form), **ranks, **method.metrics()})
+    scores = evaluator(method.model, setting.data)
+    return Evaluation({**_described(scores, method.model, setting, method.form), **ranks, **method.metrics()})
 
 
 def _cut_evaluation(method: Method, setting: Setting, curve: CurveConfig | None) -> Evaluation:
@@ -300,7 +308,8 @@ def _cut_evaluation(method: Method, setting: Setting, curve: CurveConfig | None)
     decomposed = method.decomposed() if method.ranks_at_cut and method.form.layers is None else None
     pruned = method.finish(_validation_loss(setting), decomposed)
     form = method.deployed_form(pruned)
-    metrics = {**_scores(pruned.model, setting), **_rank_metrics(pruned, form, setting), **method.metrics()}
+    scores = evaluate_split(pruned.model, setting.data, setting.training.dtype)  # each cut has shapes of its own
+    metrics = {**_described(scores, pruned.model, setting), **_rank_metrics(pruned, form, setting), **method.metrics()}
     if curve is None:
         return Evaluation(metrics)
     cuts = trained_curve(method, pruned, decomposed, setting.data, setting.training, curve, setting.latency)
@@ -345,9 +354,10 @@ def _validation_loss(setting: Setting) -> ValidationLoss:
     return lambda model: evaluate_split(model, setting.data.to(setting.device), setting.training.dtype)["loss"]
 
 
-def _scores(model: nn.Module, setting: Setting, form: ModelForm | None = None) -> dict[str, float]:
-    """Validation metrics and cost; of a model in a `form` that is not deployed yet, the cost of the dense network."""
-    scores = evaluate_split(model, setting.data, setting.training.dtype)
+def _described(
+    scores: dict[str, float], model: nn.Module, setting: Setting, form: ModelForm | None = None
+) -> dict[str, float]:
+    """Validation scores and cost; of a model in a `form` that is not deployed yet, the cost of the dense network."""
     dense = setting.dense_cost
     cost = dense if form is not None and form.layers is None else measure_cost(model, setting.spec.sample_shape)
     return {

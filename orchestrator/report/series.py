@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from orchestrator.config import FinetuneConfig
 from orchestrator.curves import candidates, trial_of
-from orchestrator.finalists import fine_tuned
 from orchestrator.objectives import accuracy_of, front_of
 from orchestrator.records import RunRecord
+from orchestrator.tuned import fine_tuned
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.jobs import Job, repeat_of, stage_one_of
+from orchestrator.jobs import Job, stage_one_of
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord
 from orchestrator.report.sweep import Sweep
+from orchestrator.tuned import repeat_of
 from trainers.errors import SweepError
 from trainers.recipe import MODEL_FILE, start_record
 from trainers.saved_model import SavedModel, load_model
