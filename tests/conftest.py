@@ -25,6 +25,7 @@ hypothesis.settings.register_profile("rankfront", deadline=None)  # a loaded mac
 hypothesis.settings.load_profile("rankfront")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several test processes one of them runs, file by file, all that start clusters and servers, the others the rest.
 
