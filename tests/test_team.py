@@ -19,6 +19,7 @@ from orchestrator.jobs import pretrain_job, run_job, trial_job
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records
 from orchestrator.search import _trainable
+from orchestrator.stored.workspace import Place
 from orchestrator.team import bundles, team_of
 from trainers.config import CurveConfig, MethodConfig
 from trainers.errors import ConfigError, LostWorkerError
@@ -111,7 +112,7 @@ class TestInASweep:
         job = trial_job("trial-0000", 0, {})
         params = {"name": job.name, "number": 0, "settings": {}, "source": None}
         trainable = tune.with_parameters(
-            _trainable, config=config, output=str(tmp_path), data=[ray.put(digits.arrays())], starts={}
+            _trainable, config=config, place=Place(str(tmp_path)), data=[ray.put(digits.arrays())], starts={}
         )
         stops = Stops()
         found = tune.Tuner(

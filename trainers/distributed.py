@@ -68,11 +68,11 @@ class Training:
         """Return the stage's first epoch, on the device of `data`, with a network and an optimizer of its own."""
         device, training = data.images.device, self.stage.training
         model = convert(build_shapes(spec), self.form, spec.sample_shape)
-        # copies: what Ray brings may lie in memory that others read
+        # copies: what Ray brings may lie in memory that others read; strides stay those of rank 0, as broadcasts need
         weights = {name: tensor.to(device, copy=True) for name, tensor in self.weights.items()}
         model.load_state_dict(weights, assign=True)
         method = make_method(self.config, self.network)
-        method.attach(model.to(memory_format=torch.channels_last), self.form)
+        method.attach(model, self.form)
         method.bind()
         optimizer = make_optimizer(model, training, method.learning_rate_scales())
         optimizer.load_state_dict(copy.deepcopy(self.optimizer))
