@@ -14,10 +14,10 @@ demo: $(READY)
 	$(BIN)/rankfront sweep examples/digits.yaml --output runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not chaos" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not chaos" -n 2
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "not chaos" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not chaos" -n 2
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

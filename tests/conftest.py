@@ -1,14 +1,18 @@
 """What all tests share. Everything runs for real: torch, Ray, Optuna, MLflow on SQLite, files on disk."""
 
+import functools
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 from sweeps import run
+from xdist.scheduler import LoadScopeScheduling
 
 from orchestrator.config import FinetuneConfig, SchedulerConfig, SearchConfig, SweepConfig, TrackingConfig
 from orchestrator.front import SweepFront
@@ -25,20 +29,28 @@ hypothesis.settings.register_profile("rankfront", deadline=None)  # a loaded mac
 hypothesis.settings.load_profile("rankfront")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes one of them runs, file by file, all that start clusters and servers, the others the rest.
+# a file that starts clusters or servers
+_STARTS_SERVERS = re.compile(r"mark\.(ray|server|browser)\b|\bray_cluster\b|\bfinished\b")
+
+
+class OneWithServers(LoadScopeScheduling):
+    """Of several test processes one runs all files that start clusters and servers, the others the rest, file by file.
 
     Clusters that start at the same moment slow each other down, and may choose the same port.
     """
 
-    def is_heavy(item: pytest.Item) -> bool:
-        marked = any(map(item.get_closest_marker, ("ray", "server", "browser")))
-        return marked or "ray_cluster" in getattr(item, "fixturenames", ())
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "servers" if _starts_servers(Path(__file__).parent.parent / file) else file
 
-    heavy = {item.path for item in items if is_heavy(item)}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("servers" if item.path in heavy else item.path.stem))
+
+@functools.cache
+def _starts_servers(file: Path) -> bool:
+    return _STARTS_SERVERS.search(file.read_text()) is not None
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneWithServers:
+    return OneWithServers(config, log)
 
 
 @pytest.fixture(autouse=True)
