@@ -187,7 +187,7 @@ class TestSnapshots:
         with contextlib.closing(sqlite3.connect(paths.mlflow_db)) as database, database:
             database.execute("CREATE TABLE a (b)")
         order = [change.path for change in take(tmp_path, {}).changes]
-        chain = ["results.parquet", "tracking/delivered.json", "runs/t/model.pt", "tracking/events.jsonl", "mlflow.db"]
+        chain = ["results.parquet", "tracking/delivered.json", "tracking/events.jsonl", "mlflow.db", "runs/t/model.pt"]
         chain = ["sweep.json", *chain, "study.journal", "config.yaml"]
         assert [path for path in order if path in chain] == chain
         assert order.index("tracking/models.json") < order.index("tracking/events.jsonl")

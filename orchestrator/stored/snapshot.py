@@ -1,9 +1,9 @@
 """What of a running sweep's folder is sent to its URL, and in which order.
 
-The files of a sweep rest on each other: the table names models that must be there, a checkpoint belongs to a trial that the
-study must know, records that are delivered must be in MLflow's database. They are read while the sweep writes them, so that
-they are read from the last in such a chain to the first, and sent in the opposite order: at any moment what is at the URL is
-what a killed driver might have left, which `rankfront resume` puts right.
+The files of a sweep rest on each other: the table names models that must be there, an epoch that is recorded must be in its
+run's checkpoint, that belongs to a trial which the study must know, and what is delivered must be in MLflow's database. They
+are read while the sweep writes them: from the last in such a chain to the first. They are sent in the opposite order. So what
+is at the URL is at any moment what a killed driver might have left, which `rankfront resume` puts right.
 """
 
 import os
@@ -72,14 +72,15 @@ def take(root: Path, sent: dict[str, Stamp]) -> Snapshot:
     for path in (_STATE, *_files_in(root, ("", _TRACKING))):
         if path not in (*_SINGLE, *present):
             add(path)
-    add(_DELIVERED)
-    for path in _files_below(root):
+    for path in (_DELIVERED, *_EVENTS, _DATABASE):
+        add(path)
+    for path in _files_below(root):  # after what was told of epochs, before the study that knows their trials
         folder, _, name = path.rpartition("/")
         if name.startswith(_EARLIER):  # the newest is enough; while it is renamed and written anew, it is there
             present.add(f"{folder}/{CHECKPOINT_FILE}")
         else:
             add(path, whole=False)
-    for path in (*_EVENTS, _DATABASE, *_FIRST_SENT):
+    for path in _FIRST_SENT:
         add(path)
     return Snapshot(changes, present)
 

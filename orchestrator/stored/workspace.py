@@ -33,7 +33,6 @@ AWAY = "away"  # in a result: its worker does not work in the driver's folder
 _log = logging.getLogger(__name__)
 _SENT_LATER_S = 300.0  # how long to wait for what the driver's mirror is about to send
 _POLL_S = 2.0
-_SHARE = 20  # sending checkpoints takes at most this part of a worker's time
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ class Workspace:
         # in a folder of that one, for stages share networks beside an output directory
         self.output = place.root if self._own is None else str(Path(self._own.name) / "sweep")
         self._paths = SweepPaths(Path(self.output))
-        self._rest_until_s: dict[str, float] = {}  # by run: when its checkpoint is sent again
 
     def __enter__(self) -> "Workspace":
         return self
@@ -146,17 +144,15 @@ class Workspace:
             there.unlink(missing_ok=True)
 
     def _send(self, location: Location, name: str, result: dict[str, Any]) -> None:
-        run, started = self._paths.run(name), time.monotonic()
+        run = self._paths.run(name)
         if "finished" in result:
             retried(lambda: location.write(_path(name, MODEL_FILE), run / MODEL_FILE))
             shutil.rmtree(run)
-        elif not is_last(result) and started >= self._rest_until_s.get(name, 0.0) and (run / CHECKPOINT_FILE).exists():
-            try:
+        elif not is_last(result) and (run / CHECKPOINT_FILE).exists():
+            try:  # before the epoch is told: if the node is lost, it is not trained, and not recorded, again
                 location.write(_path(name, CHECKPOINT_FILE), run / CHECKPOINT_FILE)
             except StorageError as error:
                 _log.warning("the checkpoint of %s is not sent now: %s", name, error)
-            ended = time.monotonic()
-            self._rest_until_s[name] = ended + _SHARE * (ended - started)
 
 
 def run_at(
