@@ -19,6 +19,7 @@ from trainers.cost import measure_cost
 from trainers.factorization import balanced_factors, exact_svd
 from trainers.layers import SVDLayer, svd_layers
 from trainers.rank_rules import LayerSpectrum, RankProblem, choose_ranks
+from trainers.structure import once_per_structure
 from trainers.surgery import LayerGeometry, layer_geometry, replace_modules
 
 
@@ -114,9 +115,6 @@ def rank_problem(
         )
         for name, layer in found.items()
     }
-    full = {name: layer.full_rank for name, layer in found.items()}
-    dense = prune_to_ranks(copy.deepcopy(model).to("meta"), full, sample_shape, spectra)
-    cost = measure_cost(dense.model, sample_shape)
 
     def loss(ranks: dict[str, int]) -> float:
         assert validation_loss is not None
@@ -124,10 +122,19 @@ def rank_problem(
 
     return RankProblem(
         layers,
-        cost.macs - sum(layer.dense_macs for layer in layers.values()),
-        cost.params - sum(layer.dense_params for layer in layers.values()),
+        *_rest(model, sample_shape),
         None if validation_loss is None else loss,
     )
+
+
+@once_per_structure
+def _rest(model: nn.Module, sample_shape: tuple[int, ...]) -> tuple[int, int]:
+    """MACs and parameters of the network without those of its decomposed layers, as dense ones."""
+    geometry, layers = layer_geometry(model, sample_shape), svd_layers(model)
+    dense = [DeployedLayer(name, layer.full_rank, layer.full_rank, "dense") for name, layer in layers.items()]
+    cost = measure_cost(deploy(copy.deepcopy(model).to("meta"), dense, {}), sample_shape)
+    macs = sum(dense_macs(layer, geometry[name]) for name, layer in layers.items())
+    return cost.macs - macs, cost.params - sum(math.prod(layer.weight_shape) for layer in layers.values())
 
 
 def plan_deployment(model: nn.Module, ranks: dict[str, int], sample_shape: tuple[int, ...]) -> list[DeployedLayer]:

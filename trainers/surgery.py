@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from trainers.config import Decomposition, FactorizationConfig
 from trainers.layers import SVDConv, SVDLayer, SVDLinear
+from trainers.structure import once_per_structure
 
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d)  # what can be decomposed
 
@@ -110,6 +111,7 @@ def replace_modules(model: nn.Module, replacement: Callable[[nn.Module], nn.Modu
                 parent._modules[key] = new
 
 
+@once_per_structure
 def layer_geometry(model: nn.Module, sample_shape: tuple[int, ...]) -> dict[str, LayerGeometry]:
     """Return the sizes that each linear or convolutional layer, dense or decomposed, sees; computes shapes only."""
     probe = copy.deepcopy(model).to("meta").eval()
