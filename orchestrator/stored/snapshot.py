@@ -2,8 +2,8 @@
 
 The files of a sweep rest on each other: the table names models that must be there, an epoch that is recorded must be in its
 run's checkpoint, that belongs to a trial which the study must know, and what is delivered must be in MLflow's database. They
-are read while the sweep writes them: from the last in such a chain to the first. They are sent in the opposite order. So what
-is at the URL is at any moment what a killed driver might have left, which `rankfront resume` puts right.
+are read while the sweep writes them: from the last in such a chain to the first. They are sent in the opposite order. So
+what is at the URL is at any moment what a killed driver might have left, which `rankfront resume` puts right.
 """
 
 import os
