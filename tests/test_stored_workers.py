@@ -112,7 +112,9 @@ def test_a_network_that_cannot_be_sent_is_a_fault_of_the_storage(away, location,
 
 
 def test_what_a_run_starts_from_is_waited_for(away, config, digits, monkeypatch):
-    monkeypatch.setattr(workspace, "_SENT_LATER_S", 0.0)
+    monkeypatch.setattr(workspace, "_SENT_LATER_S", 0.1)
     monkeypatch.setattr(workspace, "_POLL_S", 0.0)
-    (result,) = run_at(away, trial_job("trial-0000", 0, {}), config, digits.arrays())
-    assert "must have runs/pretrain-channel/model.pt, but has not" in result["storage"]
+    (result,) = run_at(away, trial_job("trial-0001", 1, {}, "trial-0000"), config, digits.arrays())
+    assert "must have runs/trial-0000/model.pt, but has not" in result["storage"]
+    (result,) = run_at(away, trial_job("trial-0001", 1, {}), config, digits.arrays())
+    assert "stage 1 must include pretrain-channel" in result["error"]

@@ -93,9 +93,9 @@ class Workspace:
         """
         if self._location is None:
             return
-        for path in self._needed(job, started=started):
+        for path, will_come in self._needed(job, started=started):
             if not (self._paths.root / path).exists():
-                self._wait_for(self._location, path)
+                self._wait_for(self._location, path, _SENT_LATER_S if will_come else 0.0)
         if self.away:
             retried(lambda: self._take_up(job.name))
             return
@@ -113,21 +113,25 @@ class Workspace:
                 result = {"storage": str(error)}
         return {**result, "node": self._node, AWAY: self.away}
 
-    def _needed(self, job: Job, *, started: bool) -> Iterator[str]:
+    def _needed(self, job: Job, *, started: bool) -> Iterator[tuple[str, bool]]:
+        """Yield each file, and whether it is sure to come to the URL: of stage 1 not, a form of it may have been missed."""
         if job.stage not in ("trial", "finetune"):
             return
+        first = stage_one_of(job.settings).name
         if job.source is not None and not started:
-            yield _path(job.source, MODEL_FILE)
+            yield _path(job.source, MODEL_FILE), job.source != first
         if job.stage == "finetune" and self._config.finetune.distillation.weight > 0:
-            yield _path(stage_one_of(job.settings).name, MODEL_FILE)
+            yield _path(first, MODEL_FILE), True
         if self._config.latency is not None:
-            yield self._paths.latency_table.name
+            yield self._paths.latency_table.name, True
 
-    def _wait_for(self, location: Location, path: str) -> None:
-        end = time.monotonic() + _SENT_LATER_S
+    def _wait_for(self, location: Location, path: str, limit_s: float) -> None:
+        end = time.monotonic() + limit_s
         while not retried(lambda: location.download(path, self._paths.root / path)):
+            if limit_s == 0:  # the run itself says what it lacks
+                return
             if time.monotonic() > end:
-                raise StorageError(f"{location} must have {path}, but has not after {_SENT_LATER_S:g} s")
+                raise StorageError(f"{location} must have {path}, but has not after {limit_s:g} s")
             time.sleep(_POLL_S)
 
     def _take_up(self, name: str) -> None:
