@@ -15,8 +15,8 @@ def once_per_structure(
 ) -> Callable[[nn.Module, tuple[int, ...]], T]:
     """Remember what `function(model, sample_shape)` returned while the model lives and its modules and sizes stay the same.
 
-    Such a function runs the network on shapes: tens of milliseconds, at which a sweep of small networks would spend a third
-    of its time. Do not change what it returns.
+    Such a function runs the network on shapes, which takes tens of milliseconds: for each cut anew, a sixth of a small
+    network's trial. Do not change what it returns.
     """
     known: WeakKeyDictionary[nn.Module, tuple[Hashable, T]] = WeakKeyDictionary()
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.paths import SweepPaths
 from orchestrator.provenance import JOB_KEY
 from orchestrator.remote import listing
-from orchestrator.remote.cluster import Cluster
 from trainers.errors import ClusterError
+
+if TYPE_CHECKING:
+    from orchestrator.remote.cluster import Cluster
 
 FETCH = "fetch"  # the key in the metadata of jobs that only serve a fetch
 _CHUNK_BYTES = 2**20
@@ -58,7 +60,7 @@ class SharedFolder:
 class ClusterFolder:
     """The output directory as a job on the cluster's head node serves it."""
 
-    def __init__(self, cluster: Cluster, node: str, name: str, shown: str) -> None:
+    def __init__(self, cluster: "Cluster", node: str, name: str, shown: str) -> None:
         self._cluster, self._node, self._name, self.shown = cluster, node, name, shown
         text = b"".join(cluster.read_log_file(node, f"{name}.json"))
         try:
@@ -82,7 +84,7 @@ def shared_folder(output: str, job: str) -> Path | None:
 
 
 @contextmanager
-def served(cluster: Cluster, output: str) -> Iterator[ClusterFolder]:
+def served(cluster: "Cluster", output: str) -> Iterator[ClusterFolder]:
     """Run the job that lists and serves the folder; it ends with the block."""
     name = f"rankfront-fetch-{secrets.token_hex(8)}"
     program = Path(listing.__file__)
@@ -96,7 +98,7 @@ def served(cluster: Cluster, output: str) -> Iterator[ClusterFolder]:
             cluster.ended(name, _STOP_S)  # it stays on Ray's list: one that is deleted at once comes back as failed
 
 
-def _node_when_ready(cluster: Cluster, job: str) -> str:
+def _node_when_ready(cluster: "Cluster", job: str) -> str:
     while True:
         info, log = cluster.info(job), cluster.logs(job)
         if listing.READY in log and info.driver_node_id:
