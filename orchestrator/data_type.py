@@ -109,9 +109,8 @@ def _measured(config: SweepConfig, plan: "SweepPlan") -> "DtypeChoice":
 
     device = _device(config)
     asked = (plan.spec, Network(plan.spec.sample_shape, config.factorization), config.training, plan.starts[0], device)
-    if (
-        device.type == "cuda"
-    ):  # in a process of its own: the driver would hold memory of the GPU for as long as it lives
+    if device.type == "cuda":
+        # in a process of its own: the driver would hold memory of the GPU for as long as it lives
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(choose_dtype, *asked).result()
     with threads(config.resources.cpus_per_trial):
