@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from test_stored import objects
+from buckets import objects
 
 from orchestrator.jobs import pretrain_job, trial_job
 from orchestrator.paths import SweepPaths
