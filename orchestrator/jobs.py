@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SweepConfig
 from orchestrator.curves import trial_of
@@ -19,7 +19,7 @@ from trainers.errors import LostWorkerError, SweepError
 
 if TYPE_CHECKING:
     from trainers.data import ImageData
-    from trainers.loop import EpochResult, PendingEpoch, Steps, TrainedEpoch, TrainEpoch
+    from trainers.loop import PendingEpoch, Steps, TrainedEpoch, TrainEpoch
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def run_job(
     from trainers.data import ImageData
     from trainers.loop import PendingEpoch, each_alone
 
-    steps = job_steps(job, config, output, ImageData.from_arrays(arrays), test_arrays, start, train_epoch)
+    steps = job_steps(job, config, output, ImageData.from_arrays(arrays), test_arrays, start)
     yield from each_alone(steps, train_epoch or PendingEpoch.train)
 
 
@@ -143,15 +143,14 @@ def job_steps(
     data: "ImageData",
     test_arrays: dict[str, Any] | None = None,
     start: bytes | None = None,
-    train_epoch: "TrainEpoch | None" = None,
 ) -> "Generator[dict[str, Any] | PendingEpoch, TrainedEpoch | None, None]":
-    """`run_job`, except that a trial's epochs are for the caller to train (`trainers.loop.train`)."""
+    """`run_job`, whose caller trains each epoch that is due (`trainers.loop.train`)."""
     from trainers.memory import is_out_of_memory, release_memory
 
     accumulation, batch_size = 1, job_configs(job, config)[0].batch_size
     for left in reversed(range(config.resources.max_retries + 1)):
         try:
-            steps = _steps(job, config, output, data, start, accumulation, train_epoch)
+            steps = _steps(job, config, output, data, start, accumulation)
             last = yield from _records(steps, job_epochs(job, config))
             test = {} if test_arrays is None else _test_metrics(job, config, output, test_arrays)
             yield {**last, "metrics": {**last["metrics"], **test}, "finished": True}
@@ -207,14 +206,12 @@ def _steps(
     data: "ImageData",
     start: bytes | None,
     accumulation: int,
-    train_epoch: "TrainEpoch | None",
 ) -> "Steps":
     import torch
 
     from orchestrator.foresight import read_table
     from orchestrator.scheduler import rungs
     from trainers import recipe
-    from trainers.loop import PendingEpoch
     from trainers.models import ModelSpec
 
     torch.set_num_threads(config.resources.cpus_per_trial)
@@ -231,30 +228,24 @@ def _steps(
         latency,
         accumulation,
         config.resources.checkpoints,
-        train_epoch or PendingEpoch.train,
     )
     folder, epochs = paths.run(job.name), job_epochs(job, config)
     source = paths.run(job.source or "") / recipe.MODEL_FILE
-    results: Iterator[EpochResult]
     if job.stage == "dense":
-        results = recipe.train_dense(setting, epochs, folder)
-    elif job.stage == "pretrain":
+        return recipe.train_dense_steps(setting, epochs, folder)
+    if job.stage == "pretrain":
         store = paths.stage_one_store if config.resources.share_stage_one else None
-        results = recipe.pretrain(setting, method, folder, store)
-    elif job.stage == "trial":
+        return recipe.pretrain_steps(setting, method, folder, store)
+    if job.stage == "trial":
         if start is None and not source.exists():
             raise SweepError(
                 f"stage 1 must include {job.source}, from which this trial starts, but random draws of the search space did "
                 "not show that it is needed; make the choice that leads to it likelier"
             )
         return recipe.compress_steps(setting, method, start or source, folder, config.curve, rungs(config))
-    else:
-        teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
-        distillation = config.finetune.distillation
-        results = recipe.finetune(
-            setting, method, epochs, source, folder, distillation, teacher, config.finetune.patience
-        )
-    return cast("Steps", results)
+    teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
+    distillation, patience = config.finetune.distillation, config.finetune.patience
+    return recipe.finetune_steps(setting, method, epochs, source, folder, distillation, teacher, patience)
 
 
 def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[str, Any]) -> dict[str, float]:

@@ -7,7 +7,9 @@
 3. `finetune`: cuts stage 2's network and trains the ordinary low-rank network that will be deployed.
 
 Each is a generator of one `EpochResult` per epoch. With a `directory` it leaves `model.pt` there, resumes from
-`checkpoint.pt`, and yields the recorded results again where it had already finished.
+`checkpoint.pt`, and yields the recorded results again where it had already finished. Its `..._steps` yield each epoch that
+is due too, for the caller to train: with those of other trials (`trainers.arrays`) or with other processes
+(`trainers.distributed`).
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import nn
@@ -44,10 +46,8 @@ from trainers.latency_table import LatencyTable
 from trainers.loop import (
     EpochResult,
     Evaluation,
-    PendingEpoch,
     Stage,
     Steps,
-    TrainEpoch,
     each_alone,
     stage_seed,
     train,
@@ -57,6 +57,8 @@ from trainers.methods.base import ValidationLoss
 from trainers.models import ModelSpec, build_model, build_shapes
 from trainers.optimizers import DTYPES
 from trainers.saved_model import SavedModel, load_model, save_model
+
+P = ParamSpec("P")
 
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.pt"
@@ -77,7 +79,6 @@ class Setting:
     latency: LatencyTable | None = None  # from which `predicted_latency_ms` is told
     accumulation: int = 1  # parts of a batch, one after another in memory (`loop.Stage`)
     checkpoints: int = 2  # how many are kept of a run
-    train_epoch: TrainEpoch = PendingEpoch.train  # by this process alone, or with others (`trainers.distributed`)
 
     def __post_init__(self) -> None:
         if self.training.dtype == "auto":
@@ -108,16 +109,15 @@ def dense_model(setting: Setting) -> nn.Module:
     return build_model(setting.spec).to(DTYPES[setting.training.dtype])
 
 
-def train_dense(setting: Setting, epochs: int, directory: Path | None = None) -> Iterator[EpochResult]:
+def train_dense_steps(setting: Setting, epochs: int, directory: Path | None = None) -> Steps:
     """Train the undecomposed network for `epochs`: the baseline."""
     stage = _stage("dense", setting, epochs, directory, {})
-    steps = _run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense")))
-    yield from each_alone(steps, setting.train_epoch)
+    return (yield from _run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense"))))
 
 
-def pretrain(
+def pretrain_steps(
     setting: Setting, config: MethodConfig, directory: Path | None = None, store: Path | None = None
-) -> Iterator[EpochResult]:
+) -> Steps:
     """Stage 1: `training.pretrain_epochs` of what `trainers.methods.pretraining(config)` says.
 
     `store` is a folder of model files named by a digest of all they depend on: one that is there is taken over, its results
@@ -129,28 +129,10 @@ def pretrain(
     shared = None if store is None or directory is None else (store / f"{_digest(stage)}.pt", directory / MODEL_FILE)
     if shared is not None:
         _share(*shared)
-    yield from each_alone(_run(stage, setting, directory, lambda: _prepared(setting, start)), setting.train_epoch)
+    history = yield from _run(stage, setting, directory, lambda: _prepared(setting, start))
     if shared is not None:
         _share(*reversed(shared))
-
-
-def compress(
-    setting: Setting,
-    config: MethodConfig,
-    start_from: Path | bytes,
-    directory: Path | None = None,
-    curve: CurveConfig | None = None,
-    curve_epochs: Collection[int] = (),
-) -> Iterator[EpochResult]:
-    """Stage 2: `training.epochs` with the whole method, from stage 1's model file; metrics are those of the cut copy.
-
-    `start_from` is the file or its content; another training of stage 2 in the same form will do as well.
-
-    With `curve`, the results of the last epoch, and of those in `curve_epochs`, hold scored cuts, and the metric `score`
-    is that of the method's own. On the way there are half as many, without steps of recovery.
-    """
-    steps = compress_steps(setting, config, start_from, directory, curve, curve_epochs)
-    yield from each_alone(steps, setting.train_epoch)
+    return history
 
 
 def compress_steps(
@@ -161,7 +143,13 @@ def compress_steps(
     curve: CurveConfig | None = None,
     curve_epochs: Collection[int] = (),
 ) -> Steps:
-    """`compress`, whose caller trains each epoch that is due, such as with those of other trials (`trainers.arrays`)."""
+    """Stage 2: `training.epochs` with the whole method, from stage 1's model file; metrics are those of the cut copy.
+
+    `start_from` is the file or its content; another training of stage 2 in the same form will do as well.
+
+    With `curve`, the results of the last epoch, and of those in `curve_epochs`, hold scored cuts, and the metric `score`
+    is that of the method's own. On the way there are half as many, without steps of recovery.
+    """
     saved = load_model(start_from)
 
     def start() -> Method:
@@ -189,7 +177,7 @@ def compress_steps(
     return (yield from _run(stage, setting, directory, start, evaluate))
 
 
-def finetune(
+def finetune_steps(
     setting: Setting,
     config: MethodConfig,
     epochs: int,
@@ -198,7 +186,7 @@ def finetune(
     distillation: DistillationConfig | None = None,
     teacher: Path | None = None,
     patience: int | None = None,
-) -> Iterator[EpochResult]:
+) -> Steps:
     """Stage 3: cut stage 2's model file as `config` says and train the low-rank network for `epochs`.
 
     With `distillation` it also learns from the model in the file `teacher`, such as stage 1's. With `patience` it ends once
@@ -226,7 +214,23 @@ def finetune(
     if patience is not None:
         record |= {"patience": patience}
     stage = replace(_stage("finetune", setting, epochs, directory, record), patience=patience)
-    yield from each_alone(_run(stage, setting, directory, start, distillation=teaching), setting.train_epoch)
+    return (yield from _run(stage, setting, directory, start, distillation=teaching))
+
+
+def _alone(steps: Callable[P, Steps]) -> Callable[P, Iterator[EpochResult]]:
+    """Return the stage whose epochs are all trained by this process alone: it yields results and nothing else."""
+
+    def results(*args: P.args, **kwargs: P.kwargs) -> Iterator[EpochResult]:
+        return each_alone(steps(*args, **kwargs))
+
+    results.__doc__ = steps.__doc__
+    return results
+
+
+train_dense = _alone(train_dense_steps)
+pretrain = _alone(pretrain_steps)
+compress = _alone(compress_steps)
+finetune = _alone(finetune_steps)
 
 
 def evaluate_model_file(path: Path, data: ImageData, device: torch.device, dtype: str = "float32") -> dict[str, float]:
