@@ -122,14 +122,16 @@ class Ledger:
             run.node = node
             self._tracker.set_tags(name, {"node": node})
         with self._lock:
-            if result["epoch"] > run.epoch:
+            if is_new := result["epoch"] > run.epoch:
                 run.epoch = result["epoch"]
                 run.duration_s, run.cpu_s = run.duration_s + result["duration_s"], run.cpu_s + result["cpu_s"]
                 run.curve += [{"epoch": run.epoch, **cut} for cut in result["curve"] or []]
                 if not result["replayed"]:
                     self._epoch_durations.append(result["duration_s"])
             run.metrics, run.ended_at_s = result["metrics"], result["ended_at_s"]
-        self._tracker.log_metrics(name, result["metrics"], result["epoch"], result["ended_at_s"])
+        # one that is trained again, for its checkpoint was lost with a node, has another time: MLflow would have it twice
+        if is_new:
+            self._tracker.log_metrics(name, result["metrics"], result["epoch"], result["ended_at_s"])
 
     def ended(self, name: str, error: str | None, *, stopped: bool = False) -> RunRecord:
         """A run is over: complete, `stopped` early, or failed with `error`. One whose metrics are not finite has failed."""

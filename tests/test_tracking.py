@@ -11,9 +11,13 @@ import pytest
 from mlflow import MlflowClient
 from servers import postgres
 
+from orchestrator.jobs import pretrain_job
+from orchestrator.ledger import Ledger
+from orchestrator.paths import SweepPaths
 from orchestrator.tracking.spool import PARENT, Event, Spool
 from orchestrator.tracking.target import TrackingTarget, redacted, tracking_target
 from orchestrator.tracking.tracker import Tracker
+from trainers.config import MethodConfig
 from trainers.errors import SweepError
 
 
@@ -114,6 +118,21 @@ def test_a_store_that_cannot_be_used_is_one_clear_error(uri, monkeypatch, tmp_pa
     with pytest.raises(SweepError, match="MLflow store .* must be usable") as caught:
         opened(TrackingTarget(uri, "experiment"), tmp_path)
     assert "secret" not in str(caught.value)
+
+
+def test_an_epoch_that_is_trained_again_is_told_once(target, tmp_path, small_sweep):
+    tracker, paths, job = opened(target, tmp_path), SweepPaths(tmp_path), pretrain_job(MethodConfig())
+    ledger = Ledger(small_sweep, paths, tracker, [])
+    ledger.started(job)
+    result = {"duration_s": 1.0, "cpu_s": 1.0, "curve": None, "replayed": False}
+    for moment, epoch in enumerate([1, 2, 2, 3]):  # a node was lost with the second epoch's checkpoint
+        metrics = {"val_accuracy": (epoch + moment) / 10}
+        ledger.reported(job.name, {**result, "epoch": epoch, "metrics": metrics, "ended_at_s": 1000.0 + moment})
+    record = ledger.ended(job.name, None)
+    closed(tracker)
+    history = MlflowClient(target.uri).get_metric_history(tracker.run_id(job.name), "val_accuracy")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.3), (3, 0.6)]
+    assert (record.epochs, record.duration_s, record.val_accuracy) == (3, 3.0, 0.6)
 
 
 def test_a_store_that_fails_meanwhile_stops_nothing_and_gets_its_records_later(target, tmp_path, caplog):

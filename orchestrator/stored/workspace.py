@@ -5,11 +5,13 @@ folder of the worker's own takes its place: the network that a run starts from a
 each checkpoint and the network go there.
 """
 
+import fcntl
 import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +35,8 @@ AWAY = "away"  # in a result: its worker does not work in the driver's folder
 _log = logging.getLogger(__name__)
 _SENT_LATER_S = 300.0  # how long to wait for what the driver's mirror is about to send
 _POLL_S = 2.0
+_PREFIX, _LOCK = "rankfront-worker-", ".lock"
+_NEW_S = 60.0  # a folder may be this old before its process has locked it
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,9 @@ class Workspace:
         self._config, self._node = config, node_name()
         self._location = None if place.url is None else Location(place.url)
         self.away = place.url is not None and _node_id() != place.node
-        self._own = tempfile.TemporaryDirectory(prefix="rankfront-") if self.away else None
+        self._own = ExitStack()
         # in a folder of that one, for stages share networks beside an output directory
-        self.output = place.root if self._own is None else str(Path(self._own.name) / "sweep")
+        self.output = str(self._own.enter_context(_own_folder()) / "sweep") if self.away else place.root
         self._paths = SweepPaths(Path(self.output))
 
     def __enter__(self) -> "Workspace":
@@ -83,8 +87,7 @@ class Workspace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._own is not None:
-            self._own.cleanup()
+        self._own.close()
 
     def bring(self, job: Job, *, started: bool) -> None:
         """Have what the job needs in `output`; `started`: what it starts from is given to it.
@@ -177,6 +180,19 @@ def run_at(
             return
         for result in run_job(job, config, there.output, arrays, test_arrays, start, train_epoch):
             yield there.passed_on(job.name, result)
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A folder of this process until the block ends. What killed processes have left of theirs on this node is removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), (left / _LOCK).open() as lock:  # one that lives has it locked; others' cannot be opened
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - left.stat().st_mtime > _NEW_S:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, (Path(folder) / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
 
 
 def _node_id() -> str:

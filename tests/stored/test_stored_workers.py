@@ -1,5 +1,8 @@
 """Workers that see nothing of the driver's folder: what they need comes from the URL, and what they make goes there."""
 
+import os
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +76,25 @@ def test_a_run_goes_on_elsewhere_and_its_network_comes_to_the_driver(away, locat
     trial = trial_job("trial-0000", 0, {})
     assert "finished" in list(run_at(away, trial, config, digits.arrays()))[-1]
     assert "runs/trial-0000/model.pt" in location.files()
+
+
+def test_what_a_killed_worker_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "from orchestrator.stored import workspace as w\nwith w._own_folder(): print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env={**os.environ, "TMPDIR": str(tmp_path)}) as process:  # fmt: skip
+        process.stdout.readline()
+        (left,) = tmp_path.iterdir()
+        monkeypatch.setattr(workspace, "_NEW_S", -1.0)
+        with workspace._own_folder() as own:
+            assert set(tmp_path.iterdir()) == {left, own}  # it lives
+        process.kill()
+    monkeypatch.setattr(workspace, "_NEW_S", 60.0)
+    with workspace._own_folder() as own:
+        assert set(tmp_path.iterdir()) == {left, own}  # it may be about to lock it
+    os.utime(left, (0, 0))
+    with workspace._own_folder() as own:
+        assert set(tmp_path.iterdir()) == {own}
 
 
 def test_the_drivers_node_takes_up_what_has_come_further_elsewhere(near, away, location, config, digits):
