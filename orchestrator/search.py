@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -169,8 +170,8 @@ class _LedgerCallback(tune.Callback):
             statistics.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = trial.get_pickled_error() or "no reason given"
-        self._background.submit(self._end, trial, _lost(self._max_retries + 1, reason))
+        self._background.submit(self._started, trial.config)  # a worker that could not begin has not told of it
+        self._background.submit(self._end, trial, _lost(self._max_retries + 1, _reason(trial)))
 
     def _started(self, params: dict[str, Any]) -> None:
         self._ledger.started(job_of(params))
@@ -247,6 +248,13 @@ def _require_storage(result: dict[str, Any]) -> None:
 def _is_lost(error: ray.exceptions.RayError) -> bool:
     """Whether a run is to start again: what it has raised itself is no lost worker."""
     return isinstance(error, LostWorkerError) or not isinstance(error, ray.exceptions.RayTaskError)
+
+
+def _reason(trial: Any) -> str:
+    """The last error that Tune has written into the trial's file; its `get_error` reads a copy, which comes later."""
+    file = trial.error_file
+    text = Path(file).read_text() if file is not None and Path(file).exists() else ""
+    return text.rpartition("Failure # ")[2].partition("\n")[2].strip() or "no reason given"
 
 
 def _lost(times: int, reason: object) -> str:

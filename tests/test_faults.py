@@ -6,19 +6,25 @@ import subprocess
 import threading
 import time
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
 from chaos import below
 from mlflow import MlflowClient
 from optuna.trial import TrialState
+from recorded import open_tracker
 from rich.console import Console
+from spaces import quick
 from sweeps import comparable, run, study_states, trials_of
 
 from orchestrator.config import ResourcesConfig
 from orchestrator.jobs import pretrain_job, run_job
+from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
+from orchestrator.search import run_trials
+from orchestrator.study import open_study
 from trainers.config import CurveConfig, MethodConfig
 from trainers.errors import StorageError
 from trainers.recipe import MODEL_FILE
@@ -83,7 +89,7 @@ def test_a_lost_worker_is_no_bug_and_a_bug_is_not_retried(small_sweep, tmp_path)
         run(config, output)
     lost, bug, well = trials_of(output)
     assert (lost.state, bug.state, well.state) == ("FAIL", "FAIL", "COMPLETE")
-    assert lost.error.startswith("the worker was lost 1 times: ")
+    assert lost.error.startswith("the worker was lost 1 times: The actor died unexpectedly")
     assert bug.error.startswith("Traceback")
     assert "FileExistsError" in bug.error
     assert bug.epochs == 0
@@ -92,6 +98,24 @@ def test_a_lost_worker_is_no_bug_and_a_bug_is_not_retried(small_sweep, tmp_path)
     for record in (lost, bug):
         found = client.get_run(record.run_id)
         assert (found.info.status, found.data.tags["error"]) == ("FAILED", record.error[-2000:])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_whose_worker_cannot_begin_fails_by_name(small_sweep, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def trial(params):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = replace(small_sweep, resources=ResourcesConfig(max_retries=0))
+    paths = SweepPaths(tmp_path / "sweep")
+    paths.root.mkdir()
+    tracker = open_tracker(config, paths)
+    ledger = Ledger(config, paths, tracker, [])
+    study = open_study(paths.study, config.name, 0)
+    run_trials(import_module("only_here").trial, study, quick, 1, config, paths, ledger)
+    tracker.close()
+    (record,) = ledger.records()
+    assert record.state == "FAIL"
+    assert "No module named 'only_here'" in record.error
 
 
 class SmallDevice:
