@@ -111,11 +111,12 @@ def _metrics(own: dict[str, Any]) -> dict[str, float]:
 
 @dataclass
 class Watch:
-    """The driver's memory by the number of ended trials, when the first trial began and the last one ended, and the
-    driver's CPU time then.
+    """The driver's memory by the number of ended trials, when each epoch of a trial was slept, when the first trial began
+    and the last one ended, and the driver's CPU time then.
     """
 
     rss_bytes: dict[int, int] = field(default_factory=dict)
+    slept: list[tuple[float, float]] = field(default_factory=list)
     started_s: float = math.nan
     ended_s: float = math.nan
     cpu_at_start_s: float = math.nan
@@ -133,6 +134,7 @@ class WatchedLedger(Ledger):
         if math.isnan(self._watch.started_s):  # when it began to train: before that its worker started
             self._watch.started_s = result["ended_at_s"] - result["duration_s"]
             self._watch.cpu_at_start_s = time.process_time()
+        self._watch.slept.append((result["ended_at_s"] - result["duration_s"], result["ended_at_s"]))
         super().reported(name, result)
 
     def ended(self, name: str, error: str | None, *, stopped: bool = False) -> RunRecord:
@@ -141,6 +143,23 @@ class WatchedLedger(Ledger):
         if len(self.records()) % self._every == 0:
             self._watch.rss_bytes[len(self.records())] = _rss_bytes()
         return record
+
+
+def busy_share(slept: list[tuple[float, float]], workers: int) -> float:
+    """Return which share of the workers' time is slept, from the first moment at which all of them do to the last one.
+
+    NaN where they never do at once.
+    """
+    changes = sorted([(start, 1) for start, _ in slept] + [(end, -1) for _, end in slept])
+    asleep, full = 0, list[float]()
+    for moment, change in changes:
+        if workers in (asleep, asleep + change):
+            full.append(moment)
+        asleep += change
+    if not full:
+        return math.nan
+    low, high = full[0], full[-1]
+    return sum(max(0.0, min(end, high) - max(start, low)) for start, end in slept) / (workers * (high - low))
 
 
 def _rss_bytes() -> int:
@@ -185,6 +204,7 @@ def measure(
         "wall_s": wall_s,
         "least_s": slept_s / workers,
         "overhead": wall_s / (slept_s / workers) - 1,
+        "busy_share": busy_share(watch.slept, workers),
         "driver_cpu_s_per_trial": (watch.cpu_at_end_s - watch.cpu_at_start_s) / num_trials,
         "rss_bytes": watch.rss_bytes,
         "growth_bytes_per_trial": (watch.rss_bytes[counts[-1]] - watch.rss_bytes[first]) / max(1, counts[-1] - first),

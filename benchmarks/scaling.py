@@ -2,7 +2,9 @@
 
 Trials that only sleep (`overhead.py`: the whole path of a search, with all its defaults) on 1, 2, 4, ... worker processes of
 a Ray cluster of this benchmark's own, which is told that it has as many processors. Efficiency is the least possible wall
-time, all sleep divided by the workers, over the real one, from the first trial's beginning to the last one's end.
+time, all sleep divided by the workers, over the real one, from the first trial's beginning to the last one's end; once all
+work, it is the share of the workers' time that is slept from the first moment at which all do to the last one: without the
+imports of the workers, which share this machine's cores, and without the end, when there are no more trials for all.
 
     python benchmarks/scaling.py --workers 1 2 4 8 --trials-per-worker 20 --json FILE --markdown FILE     # 15 minutes
     python benchmarks/scaling.py --workers 64 --trials 5000                                               # 13 minutes
@@ -43,13 +45,14 @@ def markdown(found: list[dict[str, Any]]) -> str:
         "`benchmarks/scaling.py`: trials that sleep; sampler, scheduler, journal, table and MLflow on SQLite as by default; "
         f"{platform.machine()}, {os.cpu_count()} cores for all processes, ray {version('ray')}.",
         "",
-        "| workers | trials | seconds a trial | trials a second | efficiency | driver's CPU a trial | memory a trial |",
-        "|---" * 7 + "|",
+        "| workers | trials | seconds a trial | trials a second | efficiency | once all work | driver's CPU a trial "
+        "| memory a trial |",
+        "|---" * 8 + "|",
     ]
     lines += [
         f"| {row['workers']} | {row['trials']} | {row['trial_s']:g} | {row['trials'] / row['wall_s']:.2f} "
-        f"| {100 / (1 + row['overhead']):.1f} % | {1000 * row['driver_cpu_s_per_trial']:.0f} ms "
-        f"| {row['growth_bytes_per_trial'] / 1024:.0f} KiB |"
+        f"| {100 / (1 + row['overhead']):.1f} % | {100 * row['busy_share']:.1f} % "
+        f"| {1000 * row['driver_cpu_s_per_trial']:.0f} ms | {row['growth_bytes_per_trial'] / 1024:.0f} KiB |"
         for row in found
     ]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
 """The arithmetic of the search's benchmarks; their figures are not asserted here."""
 
 import json
+import math
 import random
 from dataclasses import asdict
 
@@ -129,3 +130,11 @@ def test_a_sleeping_trial_reports_what_a_real_one_does():
     assert all(0 <= cut["score"] <= 1 and 0 < cut["macs"] <= 4e7 for cut in cuts)
     measured = {name for name in _metrics(cuts[0]) if "/" not in name} - {"flops"}
     assert measured <= RunRecord.__dataclass_fields__.keys()
+
+
+def test_the_share_of_time_that_workers_sleep_leaves_out_beginning_and_end():
+    from overhead import busy_share
+
+    # both from 0.5 to 1, from 1.1 to 1.5 and from 1.5 to 2.1: 3.1 of two times 1.6
+    assert busy_share([(0, 1), (1.1, 2.1), (0.5, 1.5), (1.5, 2.5)], 2) == pytest.approx(3.1 / 3.2)
+    assert math.isnan(busy_share([(0, 1), (2, 3)], 2))
