@@ -1,5 +1,6 @@
 """Workers that see nothing of the driver's folder: what they need comes from the URL, and what they make goes there."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 from buckets import objects
+from test_team import with_two
+from test_trial_arrays import in_arrays, params, to_the_end
 
 from orchestrator.jobs import pretrain_job, trial_job
 from orchestrator.paths import SweepPaths
@@ -17,8 +20,11 @@ from orchestrator.stored import location as locations
 from orchestrator.stored import workspace
 from orchestrator.stored.location import Location
 from orchestrator.stored.workspace import AWAY, Place, run_at
+from orchestrator.team import team_of
+from orchestrator.trial_arrays import ArrayWorker
 from trainers.checkpoint import load_checkpoint
 from trainers.config import MethodConfig
+from trainers.methods import pretraining
 
 pytestmark = pytest.mark.ray
 
@@ -140,3 +146,38 @@ def test_what_a_run_starts_from_is_waited_for(away, config, digits, monkeypatch)
     assert "must have runs/trial-0000/model.pt, but has not" in result["storage"]
     (result,) = run_at(away, trial_job("trial-0001", 1, {}), config, digits.arrays())
     assert "stage 1 must include pretrain-channel" in result["error"]
+
+
+def test_an_array_that_is_lost_goes_on_elsewhere(away, location, config, digits):
+    config = in_arrays(config, 2)
+    list(run_at(away, pretrain_job(pretraining(MethodConfig())), config, digits.arrays()))
+    lost, other = (ArrayWorker(config, away, digits.arrays(), {}) for _ in range(2))
+    assert lost.join("trial-0/a", params(0))
+    first = lost.next("trial-0/a")
+    assert first[AWAY]
+    assert "runs/trial-0/checkpoint.pt" in location.files()
+    assert other.join("trial-0/b", params(0))
+    again, *_, last = to_the_end(other, "trial-0/b")
+    assert (again["replayed"], again["metrics"]) == (True, first["metrics"])
+    assert "finished" in last
+    assert "runs/trial-0/model.pt" in location.files()
+
+
+def test_a_run_with_two_workers_goes_on_elsewhere(away, location, config, digits):
+    config = with_two(config)
+    data = [ray.put(digits.arrays())]
+
+    def train(count):
+        with team_of(config, data) as train_epoch:
+            results = run_at(away, JOB, config, digits.arrays(), train_epoch=train_epoch)
+            found = list(itertools.islice(results, count))
+            results.close()
+        return found
+
+    first = train(2)
+    assert location.files() == [CHECKPOINT]
+    again = train(4)
+    assert [result["replayed"] for result in again] == [True, True, False, False]
+    assert [result["metrics"] for result in again[:2]] == [result["metrics"] for result in first]
+    assert "finished" in again[-1]
+    assert location.files() == [CHECKPOINT, MODEL]
