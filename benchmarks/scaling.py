@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import overhead
 from bench_options import benchmark_parser, write
-from overhead import measure
 
 from orchestrator.ray_session import prepare_environment
 
@@ -29,10 +29,12 @@ def on_cluster(workers: int, num_trials: int, trial_s: float) -> dict[str, Any]:
     """Run the search on a cluster that has room for `workers` trials."""
     import ray
 
+    # what that file imports, torch too, stays the driver's: 64 workers fit into one machine's memory
+    ray.cloudpickle.register_pickle_by_value(overhead)
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return measure(num_trials, workers, trial_s, Path(folder))
+            return overhead.measure(num_trials, workers, trial_s, Path(folder))
     finally:
         ray.shutdown()
 
