@@ -145,8 +145,9 @@ def job_steps(
     start: bytes | None = None,
 ) -> "Generator[dict[str, Any] | PendingEpoch, TrainedEpoch | None, None]":
     """`run_job`, whose caller trains each epoch that is due (`trainers.loop.train`)."""
-    from trainers.memory import is_out_of_memory, release_memory
+    from trainers.memory import is_out_of_memory, release_memory, return_memory
 
+    return_memory()  # of the runs that this process had before
     accumulation, batch_size = 1, job_configs(job, config)[0].batch_size
     for left in reversed(range(config.resources.max_retries + 1)):
         try:

@@ -1,6 +1,9 @@
 """Running out of memory: how it shows, and how what it left is given back."""
 
+import ctypes
 import gc
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -26,3 +29,15 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def return_memory() -> None:
+    """Give the system back what this process has freed; glibc keeps it otherwise, more with each network of other sizes."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    """The function of glibc; None with another C library."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
