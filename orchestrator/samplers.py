@@ -23,8 +23,10 @@ def _tpe(seed: int) -> "BaseSampler":
     from optuna.samplers import TPESampler
 
     from orchestrator.startup import RandomFirst
+    from orchestrator.thinned import Thinned
 
-    return RandomFirst(TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True), seed)
+    model = Thinned(TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True))
+    return RandomFirst(model, seed)
 
 
 def _nsga2(seed: int) -> "BaseSampler":
