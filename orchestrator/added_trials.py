@@ -28,6 +28,7 @@ from orchestrator.study import (
     MACS_RATIO,
     PARAMS_RATIO,
     constraints_of,
+    kept_to_constraints,
     recorded_trials,
     run_name,
 )
@@ -107,9 +108,7 @@ def add_curve(study: optuna.Study, trial_number: int, points: Sequence[CurvePoin
 
 def _feasible_front(trials: Sequence[FrozenTrial]) -> Points:
     """Return the front of the complete trials that keep to all constraints, as (-score, MACs)."""
-    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
-    values = [trial.values for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
-    points = np.array(values, dtype=np.float64).reshape(-1, 2) * (-1.0, 1.0)
+    _, points = kept_to_constraints(trials)
     front: Points = points[non_dominated(points)]
     return front
 

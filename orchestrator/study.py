@@ -10,9 +10,11 @@ import math
 import os
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -22,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.config import ConstraintsConfig
 from orchestrator.constraints import violations_of
 from orchestrator.objectives import accuracy_of
+from orchestrator.pareto import Points
 from orchestrator.records import RunRecord
 from orchestrator.samplers import make_sampler
 from trainers.errors import SweepError
@@ -40,6 +43,14 @@ _CONSTRAINTS = "constraints"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 _log = logging.getLogger(__name__)
+
+
+def kept_to_constraints(trials: Iterable[FrozenTrial]) -> tuple[list[FrozenTrial], Points]:
+    """Return the complete trials that exceed no constraint, and their points (-score, MACs), (n, 2)."""
+    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
+    kept = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
+    values = np.array([trial.values for trial in kept], dtype=np.float64)
+    return kept, values.reshape(-1, 2) * (-1.0, 1.0)
 
 
 def open_study(

@@ -10,10 +10,10 @@ import numpy as np
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.pareto import non_dominated_sort
+from orchestrator.study import kept_to_constraints
 
 MAX_TRIALS = 1000
 _BEST_SHARE = 0.1  # TPE takes the best tenth of the trials for its model of good ones
@@ -34,7 +34,7 @@ class Thinned(BaseSampler):
         ended = study.get_trials(deepcopy=False, states=_ENDED)
         if len(ended) <= self._max_trials:
             return study
-        return cast("Study", _Shown(study, chosen(ended, study.directions, self._max_trials)))
+        return cast("Study", _Shown(study, chosen(ended, self._max_trials)))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that are drawn together."""
@@ -80,18 +80,11 @@ class _Shown:
         return [trial for trial in trials if trial.state not in _ENDED or trial.number in self._numbers]
 
 
-def chosen(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], count: int) -> set[int]:
+def chosen(trials: Sequence[FrozenTrial], count: int) -> set[int]:
     """Return the numbers of `count` of the ended trials: the best tenth, and of the others some at equal steps."""
-    signs = np.array([-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in directions])
-    good = [trial for trial in trials if trial.state == TrialState.COMPLETE and _is_feasible(trial)]
-    losses = np.array([trial.values for trial in good]).reshape(-1, len(signs)) * signs
-    order = np.argsort(non_dominated_sort(losses), kind="stable")
+    good, points = kept_to_constraints(trials)
+    order = np.argsort(non_dominated_sort(points), kind="stable")
     best = {good[place].number for place in order[: round(_BEST_SHARE * count)]}
     others = [trial.number for trial in trials if trial.number not in best]
     steps = np.linspace(0, len(others) - 1, min(len(others), count - len(best))).round().astype(int)
     return best | {others[place] for place in steps}
-
-
-def _is_feasible(trial: FrozenTrial) -> bool:
-    """As Optuna has it: no constraint is above zero."""
-    return all(value <= 0 for value in trial.constraints.values())

@@ -79,13 +79,13 @@ class TestThinned:
 def test_the_best_tenth_is_chosen_and_the_rest_at_equal_steps():
     study = study_of(200)
     trials = study.get_trials(deepcopy=False)
-    numbers = chosen(trials, study.directions, 100)
+    numbers = chosen(trials, 100)
     front = {trial.number for trial in study.best_trials}
     assert len(numbers) == 100
     assert len(numbers & front) >= 10
     others = sorted(numbers)
     assert max(b - a for a, b in itertools.pairwise(others)) <= 3
-    assert numbers == chosen(trials, study.directions, 100)
+    assert numbers == chosen(trials, 100)
 
 
 def test_infeasible_and_pruned_trials_are_not_among_the_best():
@@ -95,6 +95,6 @@ def test_infeasible_and_pruned_trials_are_not_among_the_best():
     best = ended(0.9, violation=0.1), ended(0.9, state=TrialState.PRUNED)
     for trial in (*best, ended(0.8)):
         study.add_trial(trial)
-    numbers = chosen(study.get_trials(deepcopy=False), study.directions, 10)
+    numbers = chosen(study.get_trials(deepcopy=False), 10)
     assert 42 in numbers
     assert len(numbers) == 10
