@@ -1,17 +1,19 @@
 """Draws that do not depend on which driver makes them: a sweep that goes on proposes what it would have proposed."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+
+from orchestrator.drawn_by import DrawnBy
 
 
-class Repeatable(BaseSampler):
+class Repeatable(DrawnBy):
     """Draws as `sampler`, each trial from a seed made of `seed` and the trial's number, each parameter drawn alone from one
     of its own.
 
@@ -20,12 +22,13 @@ class Repeatable(BaseSampler):
     """
 
     def __init__(self, sampler: BaseSampler, seed: int) -> None:
-        self._sampler, self._seed = sampler, seed
+        super().__init__(sampler)
+        self._seed = seed
         self._generators = list(_generators(sampler))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that are drawn together."""
-        found = self._sampler.infer_relative_search_space(study, trial)
+        found = super().infer_relative_search_space(study, trial)
         return {} if found.keys() <= trial.params.keys() else found
 
     def sample_relative(
@@ -35,22 +38,14 @@ class Repeatable(BaseSampler):
         if not search_space:
             return {}
         self._reseed(trial)
-        return self._sampler.sample_relative(study, trial, search_space)
+        return super().sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Draw one of the other parameters."""
         self._reseed(trial, param_name)
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Tell the sampler that a trial starts."""
-        self._sampler.before_trial(study, trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Tell the sampler that a trial has ended."""
-        self._sampler.after_trial(study, trial, state, values)
+        return super().sample_independent(study, trial, param_name, param_distribution)
 
     def _reseed(self, trial: FrozenTrial, name: str = "") -> None:
         parts = np.random.SeedSequence((self._seed, trial.number, zlib.crc32(name.encode())))

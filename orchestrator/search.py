@@ -90,7 +90,7 @@ def run_trials(
             until,
             source,
             background=background,
-            ahead=at_once > 1,
+            ahead=at_once if at_once > 1 else 0,
         )
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),

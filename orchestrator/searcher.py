@@ -45,8 +45,9 @@ class StudySearcher(Searcher):
     """Asks the study for each of Tune's trials. A suggestion is {"name", "number", "settings", "source"} of a run.
 
     Whenever none is left, `ask_batch` trials are asked for at once, but never more than `limit` in all, the number that
-    Tune will start; with `ahead`, that is as soon as the last one is taken, so that no worker waits for a proposal. As soon
-    as `until` gives a reason, no further trial is suggested. `source` says which run's network new settings are to start
+    Tune will start. With `ahead`, that is as soon as the last one is taken, so that no worker waits for a proposal; each
+    time that one did wait, another one more is kept ready from then on, at most `ahead`. As soon as `until` gives a reason,
+    no further trial is suggested. `source` says which run's network new settings are to start
     from, None for stage 1's. `background` runs all that has to do with the study.
     """
 
@@ -60,14 +61,15 @@ class StudySearcher(Searcher):
         source: Callable[[dict[str, Any]], str | None] = lambda _: None,
         *,
         background: Background | None = None,
-        ahead: bool = False,
+        ahead: int = 0,
     ) -> None:
         super().__init__()
         self._until, self._source = until, source
         self._study, self._space = study, space
         self._ask_batch, self._limit, self._ahead = ask_batch, limit, ahead
+        self._ready = min(1, ahead)  # so many are to be asked for when one is taken; more would know fewer results
         self._background = background or Background(threaded=False)
-        self._asked, self._ended = 0, False
+        self._asked, self._ended, self._any_finished = 0, False, False
         self._queue: deque[Future[_Proposal | None]] = deque()
         self._numbers: dict[str, int] = {}
 
@@ -88,20 +90,24 @@ class StudySearcher(Searcher):
         """
         if not self._queue:
             self._ask_for_batch()
+        if self._any_finished and not self._queue[0].done():
+            self._ready = min(self._ready + 1, self._ahead)
         found = None if self._ended else self._queue.popleft().result()
         if found is None:
             return Searcher.FINISHED
-        if self._ahead and not self._queue:
-            self._ask_for_batch()
+        while len(self._queue) < self._ready and self._ask_for_batch():
+            pass
         self._numbers[trial_id] = found.number
         number = int(found.name.rpartition("-")[2])
         return {"name": found.name, "number": number, "settings": found.settings, "source": found.source}
 
-    def _ask_for_batch(self) -> None:
+    def _ask_for_batch(self) -> int:
+        """Ask for the next ones, as many as are returned."""
         left = self._ask_batch if self._limit is None else min(self._ask_batch, self._limit - self._asked)
         for _ in range(left):
             self._queue.append(self._background.submit(self._ask_unless_ended))
         self._asked += left
+        return left
 
     def _ask_unless_ended(self) -> _Proposal | None:
         self._look_at_rules()
@@ -134,6 +140,7 @@ class StudySearcher(Searcher):
 
     def finish(self, trial_id: str, record: RunRecord) -> None:
         """Tell the study how the run of `trial_id` ended, and give it the other points of its curve."""
+        self._any_finished = True
         tell(self._study, self._numbers.pop(trial_id), record)
         if record.trial_number is not None and (points := final_curve(record)):
             add_curve(self._study, record.trial_number, points)

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.drawn_by import DrawnBy
 from orchestrator.pareto import non_dominated_sort
 from orchestrator.study import kept_to_constraints
 
@@ -20,45 +20,28 @@ _BEST_SHARE = 0.1  # TPE takes the best tenth of the trials for its model of goo
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class Thinned(BaseSampler):
+class Thinned(DrawnBy):
     """Draws as `sampler`, which is shown at most `max_trials` of the trials that have ended complete or pruned.
 
     Those are the best ones, a tenth, by non-dominated sorting of feasible complete trials, and of the others every so many
-    in the order of their numbers. All trials that run are shown.
+    in the order of their numbers; they stay the same for all that is drawn for one trial. All trials that run are shown.
     """
 
     def __init__(self, sampler: BaseSampler, max_trials: int = MAX_TRIALS) -> None:
-        self._sampler, self._max_trials = sampler, max_trials
+        super().__init__(sampler)
+        self._max_trials = max_trials
+        self._last: tuple[int, Study] | None = None  # the last trial that was drawn for, and what was shown for it
+
+    def _source(self, study: Study, trial: FrozenTrial) -> tuple[BaseSampler, Study]:
+        if self._last is None or self._last[0] != trial._trial_id:
+            self._last = trial._trial_id, self._shown(study)
+        return self._sampler, self._last[1]
 
     def _shown(self, study: Study) -> Study:
         ended = study.get_trials(deepcopy=False, states=_ENDED)
         if len(ended) <= self._max_trials:
             return study
         return cast("Study", _Shown(study, chosen(ended, self._max_trials)))
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the parameters that are drawn together."""
-        return self._sampler.infer_relative_search_space(self._shown(study), trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw those parameters."""
-        return self._sampler.sample_relative(self._shown(study), trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Draw one of the other parameters."""
-        return self._sampler.sample_independent(self._shown(study), trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Tell the sampler that a trial starts."""
-        self._sampler.before_trial(study, trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Tell the sampler that a trial has ended."""
-        self._sampler.after_trial(study, trial, state, values)
 
 
 class _Shown:

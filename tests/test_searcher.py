@@ -1,5 +1,7 @@
 """Tune gets a run for each trial that it asks for, whatever the space does."""
 
+import time
+
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
@@ -108,16 +110,33 @@ class TestBatches:
 
     def test_asking_ahead_starts_as_soon_as_the_last_one_is_taken(self, study):
         with Background() as background:
-            searcher = StudySearcher(study, quick, limit=3, background=background, ahead=True)
+            searcher = StudySearcher(study, quick, limit=3, background=background, ahead=1)
             names = [searcher.suggest(key)["name"] for key in "ab"]
         assert names == ["trial-0000", "trial-0001"]
         assert states(study) == [TrialState.RUNNING] * 3
         assert searcher.suggest("c")["name"] == "trial-0002"  # asked for already: nothing is handed in any more
         assert len(study.trials) == 3
 
+    def test_one_more_is_kept_ready_once_a_worker_had_to_wait(self, study):
+        def asked_for():
+            background.submit(int).result()  # after all that was handed in before
+            return len(study.trials)
+
+        with Background() as background:
+            searcher = StudySearcher(study, quick, background=background, ahead=2)
+            searcher.suggest("a")
+            background.submit(searcher.finish, "a", record("trial-0000"))
+            assert asked_for() == 2
+            background.submit(time.sleep, 0.2)
+            searcher.suggest("b")  # is ready
+            searcher.suggest("c")  # waits
+            assert asked_for() == 5
+            searcher.suggest("d")
+            assert asked_for() == 6
+
     def test_a_trial_that_was_asked_for_ahead_is_not_started_once_a_rule_is_met(self, study):
         reasons = []
-        searcher = StudySearcher(study, quick, until=lambda: reasons[-1] if reasons else None, ahead=True)
+        searcher = StudySearcher(study, quick, until=lambda: reasons[-1] if reasons else None, ahead=1)
         searcher.suggest("a")
         reasons.append("enough")
         searcher.finish("a", record("trial-0000"))
