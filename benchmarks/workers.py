@@ -21,7 +21,7 @@ from orchestrator.ray_session import ray_session
 from orchestrator.team import team_of
 from trainers import recipe
 from trainers.config import MethodConfig, ModelConfig, TrainingConfig
-from trainers.loop import PendingEpoch, TrainedEpoch, TrainEpoch
+from trainers.loop import PendingEpoch, TrainedEpoch, TrainEpoch, each_alone
 from trainers.models import ModelSpec
 
 
@@ -36,7 +36,7 @@ def epochs(setting: recipe.Setting, train_epoch: TrainEpoch, num_threads: int) -
             found.append(trained)
         return trained
 
-    for _ in recipe.pretrain(replace(setting, train_epoch=kept), MethodConfig(strength=0.0)):
+    for _ in each_alone(recipe.pretrain_steps(setting, MethodConfig(strength=0.0)), kept):
         yield found.pop()
 
 
