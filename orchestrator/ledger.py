@@ -17,7 +17,7 @@ from orchestrator.jobs import Job, job_configs, job_epochs
 from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
-from orchestrator.records import RunRecord, StageName, State, write_records
+from orchestrator.records import RunRecord, StageName, State, Table
 from orchestrator.tracking.spool import PARENT
 from trainers.checkpoint import remove_checkpoints
 from trainers.config import as_record
@@ -87,6 +87,7 @@ class Ledger:
     ) -> None:
         self._alone = alone
         self._config, self._paths, self._tracker = config, paths, tracker
+        self._table = Table(paths.results)
         self._records = {record.name: record for record in records}
         self._open: dict[str, OpenRun] = {}
         self._epoch_durations: list[float] = []
@@ -158,7 +159,7 @@ class Ledger:
             for name, record in self._records.items():
                 if not record.run_id and (run_id := self._tracker.run_id(name)):
                     self._records[name] = replace(record, run_id=run_id)
-        write_records(list(self._records.values()), self._paths.results)
+        self._table.write(list(self._records.values()))
 
     def interrupted(self) -> None:
         """The sweep stops here: open runs are marked as killed; the next start takes them up again."""

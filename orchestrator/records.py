@@ -1,6 +1,7 @@
 """The one table of a sweep, `results.parquet`: a row for each run that has ended, of every stage."""
 
 import json
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -96,10 +97,30 @@ SCHEMA = pa.schema([pa.field(field.name, _arrow_type(field.type)) for field in f
 
 def write_records(records: Sequence[RunRecord], path: Path) -> None:
     """Replace the table atomically: a reader finds the old one or the new one, whole."""
-    with atomic_file(path) as file, pq.ParquetWriter(file, SCHEMA, **_ENCODING) as writer:
-        for start in range(0, len(records), _ROWS_AT_ONCE):
-            rows = [vars(record) for record in records[start : start + _ROWS_AT_ONCE]]
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    Table(path).write(records)
+
+
+class Table:
+    """The table at `path`, for who writes it again with each run that ends: full groups of rows are converted once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._groups: dict[int, tuple[list[RunRecord], pa.Table]] = {}  # by the place of the first row
+
+    def write(self, records: Sequence[RunRecord]) -> None:
+        """Write these rows, as `write_records` does."""
+        with atomic_file(self._path) as file, pq.ParquetWriter(file, SCHEMA, **_ENCODING) as writer:
+            for start in range(0, len(records), _ROWS_AT_ONCE):
+                writer.write_table(self._converted(start, list(records[start : start + _ROWS_AT_ONCE])))
+
+    def _converted(self, start: int, rows: list[RunRecord]) -> pa.Table:
+        known, found = self._groups.get(start, ([], None))
+        if len(known) == len(rows) and all(map(operator.is_, known, rows)):
+            return found
+        found = pa.Table.from_pylist([vars(record) for record in rows], schema=SCHEMA)
+        if len(rows) == _ROWS_AT_ONCE:
+            self._groups[start] = rows, found
+        return found
 
 
 def read_records(path: Path) -> list[RunRecord]:

@@ -10,7 +10,7 @@ from orchestrator.config import FinetuneConfig
 from orchestrator.finalists import pick_finalists
 from orchestrator.front import sweep_front
 from orchestrator.objectives import front_hypervolume, front_of
-from orchestrator.records import SCHEMA, RunRecord, read_records, write_records
+from orchestrator.records import SCHEMA, RunRecord, Table, read_records, write_records
 from trainers.errors import SweepError
 
 
@@ -54,6 +54,19 @@ def test_records_survive_the_table(tmp_path_factory, rows):
     assert read_records(path) == rows
     assert pq.read_schema(path).equals(SCHEMA)
     assert [file.name for file in path.parent.iterdir()] == ["results.parquet"]
+
+
+def test_a_table_that_is_written_again_has_what_has_changed_since(tmp_path):
+    table, rows = Table(tmp_path / "results.parquet"), [trial(number, 0.5, 10) for number in range(450)]
+    for count in (199, 200, 201, 450):
+        table.write(rows[:count])
+        assert read_records(tmp_path / "results.parquet") == rows[:count]
+    rows[7] = replace(rows[7], run_id="late")
+    rows[210], rows[211] = rows[211], rows[210]
+    table.write(rows)
+    assert read_records(tmp_path / "results.parquet") == rows
+    table.write(rows[:10])
+    assert read_records(tmp_path / "results.parquet") == rows[:10]
 
 
 def test_a_table_that_is_missing_damaged_or_foreign(tmp_path):
