@@ -4,6 +4,7 @@ Both send each epoch's result to the ledger as it comes, and both start a run ag
 was lost, at most `resources.max_retries` times. Both raise StorageError where a worker could not write.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import optuna
 
     from search_spaces import SearchSpace
+
+_WORKER = re.compile(r"actor_id[:=] ?(\w+)")  # in Ray's messages
 
 
 def run_search(
@@ -92,26 +95,27 @@ def run_trials(
             background=background,
             ahead=at_once if at_once > 1 else 0,
         )
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=make_scheduler(config, ledger.records("trial")),
-                num_samples=num_trials,
-                max_concurrent_trials=at_once,
-                reuse_actors=True,  # a fresh worker costs seconds of imports
-            ),
-            run_config=tune.RunConfig(
-                name=config.name,
-                storage_path=str(paths.tune),
-                callbacks=[
-                    _LedgerCallback(ledger, searcher, background, config.resources.max_retries, Place.of(paths))
-                ],
-                failure_config=tune.FailureConfig(max_failures=config.resources.max_retries),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
+        callback = _LedgerCallback(ledger, searcher, background, config.resources.max_retries, Place.of(paths))
+        while (left := searcher.left) > 0:  # once more for trials that Tune has given up and that are to be tried again
+            records = background.submit(ledger.records, "trial").result()
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=make_scheduler(config, records),
+                    num_samples=left,
+                    max_concurrent_trials=at_once,
+                    reuse_actors=True,  # a fresh worker costs seconds of imports
+                ),
+                run_config=tune.RunConfig(
+                    name=config.name,
+                    storage_path=str(paths.tune),
+                    callbacks=[callback],
+                    failure_config=tune.FailureConfig(max_failures=config.resources.max_retries),
+                    verbose=0,
+                ),
+            )
+            tuner.fit()
 
 
 def _stage_one_files(paths: SweepPaths, ledger: Ledger) -> dict[str, bytes]:
@@ -144,6 +148,7 @@ class _LedgerCallback(tune.Callback):
         self._max_retries, self._place = max_retries, place
         self._away: dict[str, bool] = {}  # by run: whether its last result came from another folder than the driver's
         self._errors: dict[str, str] = {}
+        self._num_lost: Counter[str] = Counter()  # by run: how often its worker was, as far as Tune has given it up
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that is not used."""
@@ -170,8 +175,15 @@ class _LedgerCallback(tune.Callback):
             statistics.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name, (num_lost, reason) = trial.config["name"], _losses(trial)
+        self._num_lost[name] += num_lost
+        if (
+            self._num_lost[name] <= self._max_retries
+        ):  # Tune gives up at once where a trial is not running, or not again yet
+            self._searcher.give_back(trial.trial_id)
+            return
         self._background.submit(self._started, trial.config)  # a worker that could not begin has not told of it
-        self._background.submit(self._end, trial, _lost(self._max_retries + 1, _reason(trial)))
+        self._background.submit(self._end, trial, _lost(self._num_lost[name], reason))
 
     def _started(self, params: dict[str, Any]) -> None:
         self._ledger.started(job_of(params))
@@ -250,11 +262,16 @@ def _is_lost(error: ray.exceptions.RayError) -> bool:
     return isinstance(error, LostWorkerError) or not isinstance(error, ray.exceptions.RayTaskError)
 
 
-def _reason(trial: Any) -> str:
-    """The last error that Tune has written into the trial's file; its `get_error` reads a copy, which comes later."""
+def _losses(trial: Any) -> tuple[int, str]:
+    """How many workers the trial has lost, and why the last one: Tune may count one twice, its task's failure and its own.
+
+    From the file into which Tune writes failures; its `get_error` reads a copy, which comes later.
+    """
     file = trial.error_file
-    text = Path(file).read_text() if file is not None and Path(file).exists() else ""
-    return text.rpartition("Failure # ")[2].partition("\n")[2].strip() or "no reason given"
+    failures = Path(file).read_text().split("Failure # ")[1:] if file is not None and Path(file).exists() else []
+    workers = {(_WORKER.findall(failure) or [place])[0] for place, failure in enumerate(failures)}
+    reason = failures[-1].partition("\n")[2].strip() if failures else ""
+    return max(1, len(workers)), reason or "no reason given"
 
 
 def _lost(times: int, reason: object) -> str:

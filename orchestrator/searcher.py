@@ -71,7 +71,8 @@ class StudySearcher(Searcher):
         self._background = background or Background(threaded=False)
         self._asked, self._ended, self._any_finished = 0, False, False
         self._queue: deque[Future[_Proposal | None]] = deque()
-        self._numbers: dict[str, int] = {}
+        self._returned: deque[_Proposal] = deque()
+        self._taken: dict[str, _Proposal] = {}  # by Tune's id of the trial
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its searcher for a restore that is not used."""
@@ -88,18 +89,23 @@ class StudySearcher(Searcher):
 
         A draw for which the space raises is told FAIL and another one is asked for; SweepError after a hundred in a row.
         """
+        found = self._returned.popleft() if self._returned else self._next()
+        if found is None:
+            return Searcher.FINISHED
+        self._taken[trial_id] = found
+        number = int(found.name.rpartition("-")[2])
+        return {"name": found.name, "number": number, "settings": found.settings, "source": found.source}
+
+    def _next(self) -> _Proposal | None:
+        """The next new one, None where a stop rule is met."""
         if not self._queue:
             self._ask_for_batch()
         if self._any_finished and not self._queue[0].done():
             self._ready = min(self._ready + 1, self._ahead)
         found = None if self._ended else self._queue.popleft().result()
-        if found is None:
-            return Searcher.FINISHED
-        while len(self._queue) < self._ready and self._ask_for_batch():
+        while found is not None and len(self._queue) < self._ready and self._ask_for_batch():
             pass
-        self._numbers[trial_id] = found.number
-        number = int(found.name.rpartition("-")[2])
-        return {"name": found.name, "number": number, "settings": found.settings, "source": found.source}
+        return found
 
     def _ask_for_batch(self) -> int:
         """Ask for the next ones, as many as are returned."""
@@ -138,10 +144,20 @@ class StudySearcher(Searcher):
                 return _Proposal(trial.number, attributes[RUN], settings, attributes.get(START))
         raise SweepError(f"the search space must return settings, but refused {_MAX_REFUSALS} draws: {refusal}")
 
+    def give_back(self, trial_id: str) -> None:
+        """Let the run of `trial_id` be suggested once more, as the next one, even after a stop rule: it had begun."""
+        self._returned.append(self._taken.pop(trial_id))
+
+    @property
+    def left(self) -> int:
+        """How many runs are still to be suggested: those that were given back and, up to `limit`, new ones."""
+        new = 0 if self._ended or self._limit is None else self._limit - self._asked + len(self._queue)
+        return len(self._returned) + new
+
     def finish(self, trial_id: str, record: RunRecord) -> None:
         """Tell the study how the run of `trial_id` ended, and give it the other points of its curve."""
         self._any_finished = True
-        tell(self._study, self._numbers.pop(trial_id), record)
+        tell(self._study, self._taken.pop(trial_id).number, record)
         if record.trial_number is not None and (points := final_curve(record)):
             add_curve(self._study, record.trial_number, points)
         self._look_at_rules()  # a trial that was asked for ahead is not started any more

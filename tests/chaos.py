@@ -111,7 +111,8 @@ def found(output, store=None):
     runs = client.search_runs([experiment], f"tags.sweep_id = '{sweep_id}'")
     names = [run.data.tags["mlflow.runName"] for run in runs]
     assert sorted(names) == sorted([*records, "chaos"]), "a run of MLflow is missing or double"
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    states = {name: (run.info.status, run.data.tags.get("error")) for name, run in zip(names, runs, strict=True)}
+    assert {status for status, _ in states.values()} == {"FINISHED"}, states
     by_name = dict(zip(names, runs, strict=True))
     histories = {}
     for name, record in records.items():
@@ -347,18 +348,19 @@ def main():
     parser.add_argument("--markdown", type=Path, help="file for the table")
     options = parser.parse_args()
     config = CONFIG.replace("num_trials: 12", f"num_trials: {options.trials}")
-    with tempfile.TemporaryDirectory(prefix="rankfront-chaos-") as folder:
-        expected, duration_s = undisturbed(Path(folder) / "undisturbed", config)
-        print(f"undisturbed: {len(expected['runs'])} runs in {duration_s:.0f} s", flush=True)
-        rows = []
-        for victim in options.victims:
-            how = (options.kills, options.per_sweep, options.seed)
-            rows.append(disturbed(victim, *how, Path(folder), expected, duration_s, config))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(rows, indent=1) + "\n")
-            if options.markdown:
-                options.markdown.write_text(table(rows))
+    folder = Path(tempfile.mkdtemp(prefix="rankfront-chaos-"))
+    expected, duration_s = undisturbed(folder / "undisturbed", config)
+    print(f"undisturbed: {len(expected['runs'])} runs in {duration_s:.0f} s", flush=True)
+    rows = []
+    for victim in options.victims:
+        how = (options.kills, options.per_sweep, options.seed)
+        rows.append(disturbed(victim, *how, folder, expected, duration_s, config))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        if options.markdown:
+            options.markdown.write_text(table(rows))
+    shutil.rmtree(folder)  # after a failure it stays, to be looked at
     print(table(rows))
 
 

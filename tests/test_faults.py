@@ -13,6 +13,7 @@ import torch
 from chaos import below
 from mlflow import MlflowClient
 from optuna.trial import TrialState
+from ray import tune
 from recorded import open_tracker
 from rich.console import Console
 from spaces import quick
@@ -23,6 +24,7 @@ from orchestrator.jobs import pretrain_job, run_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.pipeline import run_sweep
+from orchestrator.scheduler import tune_result
 from orchestrator.search import run_trials
 from orchestrator.study import open_study
 from trainers.config import CurveConfig, MethodConfig
@@ -116,6 +118,51 @@ def test_a_trial_whose_worker_cannot_begin_fails_by_name(small_sweep, tmp_path, 
     (record,) = ledger.records()
     assert record.state == "FAIL"
     assert "No module named 'only_here'" in record.error
+
+
+def dies_after_it(params, marks):
+    """A trial whose worker lives for a moment after its end, if its number is among the names of the files in `marks`."""
+    cut = {"settings": {}, "macs": 10, "params": 10, "score": 0.5}
+    result = {
+        "epoch": 1,
+        "metrics": dict.fromkeys(("val_accuracy", "macs", "macs_ratio", "params", "params_ratio"), 0.5),
+    }
+    result |= {"duration_s": 0.1, "cpu_s": 0.1, "ended_at_s": 1.0, "curve": [cut], "replayed": False, "finished": True}
+    mark = marks / str(params["number"])
+    if mark.exists():
+        mark.unlink()
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    tune.report(tune_result(result))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("max_retries", [1, 0])
+def test_a_trial_whose_worker_is_lost_before_it_begins_is_tried_again(small_sweep, tmp_path, max_retries):
+    """The proposal takes longer than the worker of the trial before lives: Tune itself tries no such trial again."""
+
+    def slow(trial):
+        time.sleep(1.5)
+        return quick(trial)
+
+    for number in (0, 1):
+        (tmp_path / str(number)).touch()
+    search = replace(small_sweep.search, max_concurrent=1)
+    config = replace(small_sweep, search=search, resources=ResourcesConfig(max_retries=max_retries))
+    paths = SweepPaths(tmp_path / "sweep")
+    paths.root.mkdir()
+    tracker = open_tracker(config, paths)
+    ledger = Ledger(config, paths, tracker, [])
+    study = open_study(paths.study, config.name, 0)
+    run_trials(tune.with_parameters(dies_after_it, marks=tmp_path), study, slow, 3, config, paths, ledger)
+    tracker.close()
+    states = {record.name: record.state for record in ledger.records()}
+    if max_retries:  # the last one too, for which Tune has no trial left
+        assert states == dict.fromkeys(("trial-0000", "trial-0001", "trial-0002"), "COMPLETE")
+    else:
+        assert states == {"trial-0000": "COMPLETE", "trial-0001": "FAIL", "trial-0002": "COMPLETE"}
+        assert ledger.record("trial-0001").error.startswith("the worker was lost 1 times: The actor died unexpectedly")
+    assert [trial.state.name for trial in study.get_trials(deepcopy=False)] == list(states.values())
 
 
 class SmallDevice:
