@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service import utils as tracking_utils
 from servers import postgres
 
 from orchestrator.jobs import pretrain_job
@@ -182,6 +183,20 @@ def test_a_file_that_is_gone_keeps_nothing_else_of_its_run_back(target, tmp_path
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"val_accuracy": 0.5})
     (line,) = (tmp_path / "tracking" / "refused.jsonl").read_text().splitlines()
     assert json.loads(line)["value"] == {"path": "gone.json"}
+
+
+def test_nothing_is_held_of_a_run_that_has_ended_whose_files_mlflow_has(target, tmp_path):
+    tracker, repositories = opened(target, tmp_path), tracking_utils._artifact_repos_cache
+    (tmp_path / "curve.json").write_text("{}")
+    before = set(repositories)
+    for name in ("trial-0000", "trial-0001"):
+        tracker.start_run(name, "trial", {}, {})
+        tracker.log_artifact(name, tmp_path / "curve.json")
+    tracker.end_run("trial-0000", "FINISHED")
+    closed(tracker)
+    ended, open_run = (tracker.run_id(name) for name in ("trial-0000", "trial-0001"))
+    assert repositories.keys() - before == {open_run}
+    assert [item.path for item in MlflowClient(target.uri).list_artifacts(ended)] == ["curve.json"]
 
 
 def test_what_a_killed_driver_left_open_is_found_open(target, tmp_path):

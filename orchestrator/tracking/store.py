@@ -27,6 +27,7 @@ import mlflow
 from alembic.util.exc import CommandError
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME, MLFLOW_USER
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -130,6 +131,8 @@ class RunStore:
             elif event.kind == "end":
                 self._flush(name, metrics, tags, artifacts)
                 self.client.set_terminated(self._known(name), status=value["status"], end_time=time_ms)
+                # of the last thousand runs with a file MLflow keeps a place with a pool of threads and two queues each
+                getattr(tracking_utils, "_artifact_repos_cache", {}).pop(self._known(name), None)
         self._flush(name, metrics, tags, artifacts)
 
     def failed(self) -> None:
