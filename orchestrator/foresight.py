@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import SweepPlan
     from trainers.latency_table import LatencyTable
 
-_VERSION = 2  # of how times are measured
+_VERSION = 3  # of how times are measured
 
 
 def write_table(config: SweepConfig, plan: "SweepPlan", paths: SweepPaths) -> None:

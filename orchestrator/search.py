@@ -177,9 +177,8 @@ class _LedgerCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, (num_lost, reason) = trial.config["name"], _losses(trial)
         self._num_lost[name] += num_lost
-        if (
-            self._num_lost[name] <= self._max_retries
-        ):  # Tune gives up at once where a trial is not running, or not again yet
+        # Tune itself gives up at once where a trial is not running yet, or not again
+        if self._num_lost[name] <= self._max_retries:
             self._searcher.give_back(trial.trial_id)
             return
         self._background.submit(self._started, trial.config)  # a worker that could not begin has not told of it

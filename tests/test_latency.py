@@ -1,6 +1,8 @@
 """Networks timed in turn, layers merged back, and what `rankfront latency` leaves."""
 
+import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,16 @@ from trainers.config import RankConfig
 from trainers.deploy import prune, prune_to_ranks
 from trainers.engines import inference
 from trainers.errors import SweepError
-from trainers.latency import Latency, LayerLatency, layer_latencies, merged, threads, time_in_turn, with_dense
+from trainers.latency import (
+    Latency,
+    LayerLatency,
+    layer_latencies,
+    merged,
+    quickest_in_turn,
+    threads,
+    time_in_turn,
+    with_dense,
+)
 from trainers.layers import SVDConv, SVDLinear, svd_layers
 from trainers.saved_model import load_model, save_model
 from trainers.surgery import factorize
@@ -46,7 +57,20 @@ def test_calls_are_timed_in_turn_each_until_the_round_is_long_enough(monkeypatch
     assert {name: one.median_ms for name, one in found.items()} == pytest.approx({"slow": 30, "fast": 10})
     assert all(one.low_ms == pytest.approx(one.high_ms) for one in found.values())
     first, second = ["slow", "fast", "fast"], ["fast", "fast", "slow"]
-    assert order == ["slow"] * 3 + ["fast"] * 3 + 2 * (first + second)  # a warm-up, then rounds
+    assert order == ["slow"] * 5 + ["fast"] * 5 + 2 * (first + second)  # a warm-up, then rounds
+
+
+def test_the_quickest_round_knows_nothing_of_what_comes_between():
+    count = itertools.count()
+
+    def call():
+        end = time.perf_counter() + 0.0005
+        while time.perf_counter() < end:
+            pass
+        if next(count) % 20 == 19:
+            time.sleep(0.01)
+
+    assert 0.5 <= quickest_in_turn({"call": call})["call"] < 0.8  # the mean is 1.0
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
