@@ -14,10 +14,10 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from bench_options import benchmark_parser, write
 from low_rank_latency import cut, with_random_weights
+from scipy.stats import spearmanr
 
 from trainers.config import FactorizationConfig, LatencyConfig, ModelConfig
 from trainers.cost import measure_cost
@@ -49,7 +49,7 @@ def rows_of(name: str, engine: Any, form: Any) -> Iterator[dict[str, Any]]:
             slow = [
                 layer.name
                 for layer in layers
-                if layer.form == "low_rank" and times[layer.name].at(layer.rank) >= times[layer.name].dense_ms
+                if layer.form == "low_rank" and times[layer.name].saved_ms(layer.rank) <= 0
             ]
             key = f"{budget:g}, multiples of {multiple}"
             networks[key], foreseen[key] = with_dense(saved, slow).model, table.predict(form, layers)
@@ -68,11 +68,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean absolute errors of cuts and of their speed-ups, as shares of what is measured, and Spearman's correlation."""
     dense, *cuts = rows
     speedups = [(dense["foreseen_ms"] / row["foreseen_ms"], dense["ms"] / row["ms"]) for row in cuts]
-    ranks = [np.argsort(np.argsort([row[key] for row in cuts])) for key in ("foreseen_ms", "ms")]
     return {
         "error": statistics.mean(abs(row["foreseen_ms"] / row["ms"] - 1) for row in cuts),
         "speedup_error": statistics.mean(abs(foreseen / real - 1) for foreseen, real in speedups),
-        "correlation": float(np.corrcoef(*ranks)[0, 1]),
+        "correlation": float(spearmanr(*([row[key] for row in cuts] for key in ("foreseen_ms", "ms"))).statistic),
     }
 
 

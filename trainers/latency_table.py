@@ -49,6 +49,10 @@ class LayerTimes:
         ranks, times_ms = zip(*(alike or measured), strict=True)
         return min(self.dense_ms, float(np.interp(rank, ranks, times_ms)))
 
+    def saved_ms(self, rank: int) -> float:
+        """Return what the low-rank form saves at `rank`; 0 where the layer is faster dense."""
+        return self.dense_ms - self.at(rank)
+
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -67,7 +71,7 @@ class LatencyTable:
         for layer in layers:
             times = self.layers.get(form, {}).get(layer.name)
             if times is not None and layer.form == "low_rank":
-                saved_ms += times.dense_ms - times.at(layer.rank)
+                saved_ms += times.saved_ms(layer.rank)
         return max(0.0, self.dense_ms - self.scale.get(form, 1.0) * saved_ms)
 
     @staticmethod
@@ -145,10 +149,10 @@ def _scale(
         network = copy.deepcopy(model)
         for name, layer in times.items():
             rank = min(layer.ranks, key=lambda rank: abs(rank - share * layer.ranks[-1]), default=0)
-            if rank > 0 and layer.at(rank) < layer.dense_ms:
+            if rank > 0 and layer.saved_ms(rank) > 0:
                 replaced = network.get_submodule(name)
                 pairs[replaced] = _pair(_decomposed(replaced, form), rank)
-                saved_ms += layer.dense_ms - layer.at(rank)
+                saved_ms += layer.saved_ms(rank)
         if pairs:
             replace_modules(network, pairs.get)
             calls[str(share)], foreseen_ms[str(share)] = inference(network, images, config.engine), saved_ms
