@@ -1,7 +1,8 @@
 """The strategies that `sweep_efficiency.py` compares, each on the same trainer, data, search space and caps.
 
 `plain` is Ray Tune as its documentation shows it: OptunaSearch, one training for each point, every trial trains both stages
-itself. `ours` is `run_sweep`, with all its levers or without one of them.
+itself; from nothing, or from the first points that rankfront begins with. `ours` is `run_sweep`, with all its levers or
+without one of them.
 """
 
 import json
@@ -16,7 +17,7 @@ from orchestrator.finalists import pick_finalists
 from orchestrator.paths import SweepPaths
 from orchestrator.ray_session import prepare_environment
 from orchestrator.records import RunRecord, read_records
-from search_spaces import find_search_space
+from search_spaces import FIRST_POINTS, find_search_space
 from trainers.config import CurveConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig, apply_settings
 
 prepare_environment()
@@ -119,8 +120,12 @@ def ours(task: Task, seed: int, folder: Path, **levers: Any) -> Outcome:
     return Outcome(events, finalists, len(stage_one), sum(stage_one) / len(stage_one))
 
 
-def plain(task: Task, seed: int, folder: Path, *, random: bool = False, asha: bool = False) -> Outcome:
-    """Run Ray Tune with OptunaSearch, by Optuna's default sampler or a random one, alone or with ASHA on the accuracy."""
+def plain(
+    task: Task, seed: int, folder: Path, *, random: bool = False, asha: bool = False, first_points: bool = False
+) -> Outcome:
+    """Run Ray Tune with OptunaSearch, by Optuna's default sampler or a random one, alone or with ASHA on the accuracy;
+    `first_points`: the space's are tried before anything is drawn, as rankfront does.
+    """
     import optuna
     import ray
     from ray import tune
@@ -136,6 +141,7 @@ def plain(task: Task, seed: int, folder: Path, *, random: bool = False, asha: bo
     search = OptunaSearch(
         _Space(task.search_space), metric=["score", "macs_ratio"], mode=["max", "min"], sampler=sampler,
         seed=None if random else seed,
+        points_to_evaluate=[dict(point) for point in FIRST_POINTS[task.search_space]] if first_points else None,
     )  # fmt: skip
     # it judges cut networks only: before the second stage all trials do nearly the same
     first = task.training.pretrain_epochs + 1
@@ -262,6 +268,7 @@ OTHER_SCORES = ("without recovery",)
 STRATEGIES: dict[str, Any] = {
     "random search": lambda *place: plain(*place, random=True),
     "Tune + OptunaSearch": plain,
+    "Tune + OptunaSearch + first points": lambda *place: plain(*place, first_points=True),
     "Tune + OptunaSearch + ASHA": lambda *place: plain(*place, asha=True),
     "rankfront": ours,
     "without curves": lambda *place: ours(*place, curve=replace(place[0].curve, num_points=0)),

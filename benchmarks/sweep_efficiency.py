@@ -36,6 +36,7 @@ from trainers.config import CurveConfig, DataConfig, ModelConfig, TrainingConfig
 
 OURS = "rankfront"
 SHARES = (0.9, 0.95, 0.99)
+MOMENTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1)  # shares of what the costliest strategy spends
 LONGER, LONGER_PLAIN = 2.5, 3.25  # plain Tune gets more, so that it is not its cap that ends the comparison
 
 
@@ -109,6 +110,17 @@ def cost_to(outcome: Outcome, target: float, floor: float) -> tuple[float, bool]
     return spent, False
 
 
+def volume_after(outcome: Outcome, core_s: float, floor: float) -> float:
+    """Return what the points of the trials that ended within so many core-seconds dominate."""
+    spent, found = 0.0, []
+    for event in outcome.events:
+        spent += event.core_s
+        if spent > core_s:
+            break
+        found += event.points
+    return volume(found, floor)
+
+
 def all_points(outcome: Outcome) -> list[tuple[float, float]]:
     """Return every network's point."""
     return [point for event in outcome.events for point in event.points]
@@ -122,6 +134,10 @@ def summary(task: Task, outcomes: dict[str, list[Outcome]]) -> dict[str, dict[st
     compared = {name: runs for name, runs in outcomes.items() if name not in OTHER_SCORES}
     pooled = [point for runs in compared.values() for outcome in runs for point in all_points(outcome)]
     best = volume(pooled, task.floor)
+    longest = max(
+        statistics.mean(sum(event.core_s for event in outcome.events) for outcome in runs) for runs in compared.values()
+    )
+    moments = [float(f"{longest * share:.2g}") for share in MOMENTS]
     found: dict[str, dict[str, Any]] = {}
     for name, runs in outcomes.items():
         found[name] = {
@@ -132,6 +148,10 @@ def summary(task: Task, outcomes: dict[str, list[Outcome]]) -> dict[str, dict[st
             continue
         ends = [volume(all_points(outcome), task.floor) for outcome in runs]
         found[name]["hypervolume"] = [end / best for end in ends]
+        found[name]["hypervolume_after"] = {
+            f"{moment:g}": statistics.mean(volume_after(outcome, moment, task.floor) for outcome in runs) / best
+            for moment in moments
+        }
         found[name]["to_its_end"] = _to_the_end(ends, runs, outcomes[OURS], task.floor)
         for share in SHARES:
             costs = [cost_to(outcome, share * best, task.floor) for outcome in runs]
@@ -205,6 +225,14 @@ def markdown(every: dict[str, Task], found: dict[str, dict[str, dict[str, Any]]]
             sooner = "" if strategy == OURS else _speedup(row["to_its_end"]) if "to_its_end" in row else "-"
             cells += [f"{row['total_core_s']:.0f}", hypervolume, sooner, _mean_std(row["test_hypervolume"])]
             lines.append("| " + " | ".join(cells) + " |")
+        over_time = {
+            strategy: row["hypervolume_after"] for strategy, row in found[name].items() if "hypervolume" in row
+        }
+        moments = list(over_time[OURS])
+        lines += ["", "Hypervolume after so many core-seconds, mean over the seeds:", ""]
+        lines += [f"| strategy | {' | '.join(moments)} |", "|---" * (1 + len(moments)) + "|"]
+        for strategy, after in over_time.items():
+            lines.append(f"| {strategy} | " + " | ".join(f"{after[moment]:.3f}" for moment in moments) + " |")
         lines.append("")
     return "\n".join(lines)
 

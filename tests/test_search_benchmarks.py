@@ -16,7 +16,7 @@ def _benchmarks_importable(pytestconfig, monkeypatch):
 
 def test_cost_to_a_target_counts_everything_until_the_points_dominate_it():
     from efficiency_strategies import Event, Outcome
-    from sweep_efficiency import cost_to, volume
+    from sweep_efficiency import cost_to, volume, volume_after
 
     outcome = Outcome([Event(10, []), Event(1, [(0.5, 0.9)]), Event(2, []), Event(4, [(0.25, 0.8), (0.5, 0.95)])], [])
     assert volume([(0.5, 0.9)], 0.5) == pytest.approx(0.5 * 0.4 / 0.5)
@@ -24,6 +24,8 @@ def test_cost_to_a_target_counts_everything_until_the_points_dominate_it():
     assert cost_to(outcome, 0.41, 0.5) == (17, True)
     assert cost_to(outcome, 0.99, 0.5) == (17, False)
     assert volume([], 0.5) == 0
+    after = [volume_after(outcome, core_s, 0.5) for core_s in (10, 11, 16, 17)]
+    assert after == pytest.approx([0, 0.4, 0.4, volume([(0.5, 0.95), (0.25, 0.8)], 0.5)])
 
 
 def test_a_run_whose_stage_one_is_not_shared_pays_for_it_in_every_trial():
