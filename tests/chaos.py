@@ -57,7 +57,7 @@ class Sweep:
         self._environment["PYTHONPATH"] = os.pathsep.join(
             [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         )
-        self.process, self.num_starts = None, 0
+        self.process, self.num_starts, self.num_syncs = None, 0, 0
 
     def start(self):
         """Begin it, or take it up from its output directory alone."""
@@ -81,11 +81,18 @@ class Sweep:
         return self.process.poll() is None
 
     def finish(self):
-        """Wait for the end of a sweep that nobody disturbs any more; one that a fault has ended is resumed."""
+        """Wait for the end of a sweep that nobody disturbs any more; one that a fault has ended is resumed.
+
+        Where MLflow was away at the very end, what it has missed is sent as the sweep's last message says.
+        """
         for _ in range(2):
             if self.process.wait(LIMIT_S) != 0:
                 self.start()
         assert self.process.wait(LIMIT_S) == 0, self.log.read_text()
+        if f"`rankfront sync {self.output}`" in self.log.read_text():
+            command = [RANKFRONT, "sync", str(self.output)]
+            subprocess.run(command, check=True, timeout=LIMIT_S, env=self._environment)
+            self.num_syncs += 1
 
     def wait_for(self, pattern):
         """Return when a file of that pattern is there; the process must not end before."""
@@ -298,7 +305,7 @@ def disturbed(victim, kills, per_sweep, seed, folder, expected, duration_s, conf
 
     Each sweep has `per_sweep` of them and is then left to end; AssertionError unless it has found what is expected.
     """
-    moments, row = random.Random(seed), {"victim": victim, "kills": 0, "sweeps": 0, "starts": 0, "equal": 0}
+    moments, row = random.Random(seed), {"victim": victim, "kills": 0, "sweeps": 0, "starts": 0, "syncs": 0, "equal": 0}
     killer, started = VICTIMS[victim](), time.monotonic()
     longest = (
         duration_s if victim == "driver" else 2 * duration_s / (per_sweep + 1)
@@ -316,6 +323,7 @@ def disturbed(victim, kills, per_sweep, seed, folder, expected, duration_s, conf
                 row["kills"] += sweep.running()
             sweep.finish()
             row["sweeps"], row["starts"] = row["sweeps"] + 1, row["starts"] + sweep.num_starts
+            row["syncs"] += sweep.num_syncs
             outcome = found(sweep.output, killer.store)
             for what, value in expected.items():
                 assert outcome[what] == value, f"{what} after kills of {victim} in {sweep.output}"
@@ -328,11 +336,14 @@ def disturbed(victim, kills, per_sweep, seed, folder, expected, duration_s, conf
 def table(rows):
     """The rows as a Markdown table."""
     lines = [
-        "| killed | kills | sweeps | starts | sweeps equal to the undisturbed one | duration |",
-        "|---|---|---|---|---|---|",
+        "| killed | kills | sweeps | starts | sent afterwards | sweeps equal to the undisturbed one | duration |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [row["victim"], row["kills"], row["sweeps"], row["starts"], row["equal"], f"{row['duration_s']} s"]
+        cells = [
+            *(row[key] for key in ("victim", "kills", "sweeps", "starts", "syncs", "equal")),
+            f"{row['duration_s']} s",
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
