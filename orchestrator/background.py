@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from orchestrator.storage import causes
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 # Python's own 5 ms: so long the other thread, which hands workers their next trials, would wait each time it wakes up
@@ -34,6 +36,10 @@ class Background:
         done.set_result(call(*args, **kwargs))
         return done
 
+    def wait(self) -> None:
+        """Wait for all that has been handed in."""
+        self.submit(int).result()
+
     def _run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._raise_failure()
         try:
@@ -57,5 +63,8 @@ class Background:
         if self._executor is not None:
             self._executor.shutdown()
             sys.setswitchinterval(self._switch_interval_s)
-        if self._failed is not None and (error is None or isinstance(error, Exception)):
-            raise self._failed from error  # Tune wraps what its callbacks raise
+        if self._failed is None or self._failed is error or not isinstance(error, Exception | None):
+            return
+        if any(cause is self._failed for cause in causes(error)):  # Tune wraps what its callbacks raise
+            raise self._failed
+        raise self._failed from error

@@ -195,7 +195,7 @@ def _records(
         if isinstance(step, PendingEpoch):
             trained = yield step
         else:
-            last = {**step.record(), "replayed": step.replayed}
+            last = {**step.record(), "replayed": step.replayed, "judged": step.judged}
             if step.epoch < epochs:
                 yield last
 

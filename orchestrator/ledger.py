@@ -113,6 +113,7 @@ class Ledger:
         tags = {"method": "dense" if job.stage == "dense" else method.method, "pareto": "false"}
         self._tracker.start_run(job.name, job.stage, params, tags, job.source)
         self._tracker.set_tags(job.name, {"state": "RUNNING"})
+        self._paths.run(job.name).mkdir(parents=True, exist_ok=True)  # so that the next start knows that it has begun
         with self._lock:
             self._open[job.name] = OpenRun(job)
 
@@ -129,10 +130,12 @@ class Ledger:
                 run.curve += [{"epoch": run.epoch, **cut} for cut in result["curve"] or []]
                 if not result["replayed"]:
                     self._epoch_durations.append(result["duration_s"])
+            # of an epoch that is told again only what came since, the test metrics: one that is trained again, for its
+            # checkpoint was lost with a node, has another time, and MLflow would have it twice
+            new = {key: value for key, value in result["metrics"].items() if is_new or key not in run.metrics}
             run.metrics, run.ended_at_s = result["metrics"], result["ended_at_s"]
-        # one that is trained again, for its checkpoint was lost with a node, has another time: MLflow would have it twice
-        if is_new:
-            self._tracker.log_metrics(name, result["metrics"], result["epoch"], result["ended_at_s"])
+        if new:
+            self._tracker.log_metrics(name, new, result["epoch"], result["ended_at_s"])
 
     def ended(self, name: str, error: str | None, *, stopped: bool = False) -> RunRecord:
         """A run is over: complete, `stopped` early, or failed with `error`. One whose metrics are not finite has failed."""
@@ -149,7 +152,8 @@ class Ledger:
             del self._open[name]
             self._records[name] = record
         self.save()
-        if record.state == "PRUNED":  # it never goes on, and weights with their optimizer's state fill disks
+        # it never goes on, and weights with their optimizer's state fill disks
+        if record.state == "PRUNED" or (record.state == "FAIL" and record.stage == "trial"):
             remove_checkpoints(self._paths.run(name) / CHECKPOINT_FILE)
         return record
 
@@ -175,6 +179,8 @@ class Ledger:
 
     def _end_in_mlflow(self, record: RunRecord) -> None:
         error = {} if record.error is None else {"error": record.error[-2000:]}
+        if record.error is None and (earlier := self._records.get(record.name)) is not None and earlier.error:
+            error = {"error": ""}  # of an earlier start
         self._tracker.set_tags(record.name, {"state": record.state, **error})
         if record.curve is not None:
             table = self._paths.curve(record.name)

@@ -27,6 +27,8 @@ T = TypeVar("T")
 def claimed(paths: SweepPaths, config: SweepConfig) -> Iterator[None]:
     """Make the directory this sweep's and keep it for this process until the block ends.
 
+    Changes of a sweep that has begun are written down by `keep_config`, when all is checked that they could be refused for.
+
     Raises SweepError where it is another sweep's, in use, or not writable.
     """
     try:
@@ -36,8 +38,14 @@ def claimed(paths: SweepPaths, config: SweepConfig) -> Iterator[None]:
     with locked(paths):
         require_ours_or_empty(paths, config)
         remove_leftovers(paths.root)
-        write_text(paths.config, dump_config(config))
+        if not paths.config.exists():
+            keep_config(paths, config)
         yield
+
+
+def keep_config(paths: SweepPaths, config: SweepConfig) -> None:
+    """Write down what the sweep runs with, for the next start."""
+    write_text(paths.config, dump_config(config))
 
 
 @contextmanager
@@ -60,7 +68,9 @@ def require_ours_or_empty(paths: SweepPaths, config: SweepConfig) -> None:
     if paths.config.exists():
         there, here = _fixed_settings(load_config(paths.config)), _fixed_settings(config)
         changed = [
-            f"{key}: {there.get(key)!r} there, {here[key]!r} here" for key in here if there.get(key) != here[key]
+            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in here | there
+            if there.get(key) != here.get(key)
         ]
         if changed:
             raise SweepError(
@@ -128,6 +138,7 @@ class SweepState:
     `sweep_id`: its identity. `store`: the key of its MLflow store. `finished`: the last start ended with nothing left to do.
     `search_over`: the settings of when to end with which the search was over, though it has fewer trials than they allow.
     `finetuning`: the candidates that `rankfront finetune` is at, and how often each: {"names", "repeats"}.
+    `baseline_trials`: the trials in a row after which the dense baseline that has begun is measured.
     """
 
     sweep_id: str
@@ -135,6 +146,7 @@ class SweepState:
     finished: bool = False
     search_over: dict[str, Any] | None = None
     finetuning: dict[str, Any] | None = None
+    baseline_trials: int | None = None
 
 
 def read_state(paths: SweepPaths) -> SweepState:

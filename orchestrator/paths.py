@@ -72,6 +72,10 @@ class SweepPaths:
         """The URL that the folder is sent to (`stored.opened`)."""
         return self.root / ".mirror.json"
 
+    def has_begun(self, name: str) -> bool:
+        """Whether the run of that name has ever been started."""
+        return self.run(name).is_dir()
+
     @property
     def mirror_lock(self) -> Path:
         """Held by the process that sends the folder to a URL."""

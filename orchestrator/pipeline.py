@@ -30,6 +30,7 @@ from orchestrator.output import (
     change_state,
     claimed,
     flat_settings,
+    keep_config,
     read_json,
     read_state,
     require_ours_or_empty,
@@ -100,6 +101,7 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
             view = SweepView(console, config, len(plan.starts))
             # in this order: Ray, as it starts, takes SIGTERM for itself
             with ray_session(config.resources), _terminate_as_interrupt(), view.showing(ledger):
+                keep_config(paths, config)
                 _run_stages(config, paths, plan, ledger, study)
             _log_models(ledger, config, paths, plan.data, tracker)
         change_state(paths, finished=True)
@@ -214,12 +216,15 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
 
     from orchestrator.packing import with_measured_share
     from orchestrator.search import run_jobs, run_search
+    from orchestrator.study import begun_trials
 
     data = ray.put(plan.data.arrays())
     config = with_measured_share(config, plan.starts, data)
     run_jobs([pretrain_job(start) for start in plan.starts], config, paths, data, ledger)
     _require_complete(ledger.records("pretrain"))
-    missing = config.search.num_trials - len(ledger.records("trial"))
+    trials = ledger.records("trial")
+    cut_off = begun_trials(study, paths.has_begun)  # they go on, whatever ends the search now
+    missing = max(config.search.num_trials - len(trials), len(cut_off))
     ends = {"num_trials": config.search.num_trials, "stop": as_record(config.stop)}
     if (
         missing > 0 and read_state(paths).search_over != ends
@@ -249,6 +254,11 @@ def _finetune(
 
     by_name = {trial.name: trial for trial in ledger.records("trial")}
     longest = max(1 + len(chain(by_name[trial_of(pick.name)], by_name)) for pick in picks)
+    if (
+        begun := read_state(paths).baseline_trials
+    ) is not None:  # it goes on from its checkpoint, as long as it was to be
+        longest = begun
+    change_state(paths, baseline_trials=longest)
     # the longest first
     jobs = [
         dense_job(config, longest),

@@ -77,7 +77,7 @@ def tune_result(result: dict[str, Any]) -> dict[str, Any]:
     That is a list of one, into which Tune does not look: of each number that it finds it keeps a statistic of several
     kilobytes a trial, in the driver, to the end.
     """
-    seen: dict[str, Any] = {key: result[key] for key in ("epoch", "replayed", "finished") if key in result}
+    seen: dict[str, Any] = {key: result[key] for key in ("epoch", "judged", "finished") if key in result}
     # "done" spares Tune the question whether there is more; a worker's next trial waits for the answer
     return {
         **seen,

@@ -23,7 +23,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.scheduler import make_scheduler, tune_result
 from orchestrator.searcher import StudySearcher
-from orchestrator.stop_rules import stop_reason
+from orchestrator.stop_rules import StopRules
 from orchestrator.stored.workspace import AWAY, Place, run_at
 from orchestrator.team import Places, bundles, team_of
 from orchestrator.trial_arrays import LIGHT_CPU, array_trainable, trial_arrays
@@ -73,9 +73,10 @@ def run_trials(
     started, at_once = time.monotonic(), config.search.max_concurrent
     continuation = Continuation(config.search.continuation)
 
+    rules = StopRules(config.stop, config.resources.cpus_per_run)
+
     def until() -> str | None:
-        trials = ledger.records("trial")
-        return stop_reason(config.stop, trials, time.monotonic() - started, config.resources.cpus_per_run)
+        return rules.reason(ledger.records("trial"), time.monotonic() - started)
 
     def source(settings: dict[str, Any]) -> str | None:
         found = continuation.start(settings, ledger.records("trial"))
@@ -90,8 +91,9 @@ def run_trials(
             space,
             config.search.ask_batch,
             num_trials,
-            until,
+            until if rules.any else None,
             source,
+            has_begun=paths.has_begun,
             background=background,
             ahead=at_once if at_once > 1 else 0,
         )

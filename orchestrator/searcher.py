@@ -20,7 +20,7 @@ from orchestrator.background import Background
 from orchestrator.choices import choose
 from orchestrator.curves import final_curve
 from orchestrator.records import RunRecord
-from orchestrator.study import REFUSED, RUN, START, name_of, tell
+from orchestrator.study import REFUSED, RUN, START, begun_trials, name_of, take_up, tell
 from trainers.errors import ConfigError, SweepError
 
 if TYPE_CHECKING:
@@ -41,14 +41,20 @@ class _Proposal:
     source: str | None
 
 
+def _proposal(trial: optuna.Trial, settings: dict[str, Any]) -> _Proposal:
+    attributes = trial.user_attrs
+    return _Proposal(trial.number, attributes[RUN], settings, attributes.get(START))
+
+
 class StudySearcher(Searcher):
     """Asks the study for each of Tune's trials. A suggestion is {"name", "number", "settings", "source"} of a run.
 
     Whenever none is left, `ask_batch` trials are asked for at once, but never more than `limit` in all, the number that
     Tune will start. With `ahead`, that is as soon as the last one is taken, so that no worker waits for a proposal; each
     time that one did wait, another one more is kept ready from then on, at most `ahead`. As soon as `until` gives a reason,
-    no further trial is suggested. `source` says which run's network new settings are to start
-    from, None for stage 1's. `background` runs all that has to do with the study.
+    no further trial is suggested, but those that were cut off after their runs, by their names, `has_begun`. `source` says
+    which run's network new settings are to start from, None for stage 1's. `background` runs all that has to do with the
+    study.
     """
 
     def __init__(
@@ -57,14 +63,15 @@ class StudySearcher(Searcher):
         space: "SearchSpace",
         ask_batch: int = 1,
         limit: int | None = None,
-        until: Callable[[], str | None] = lambda: None,
+        until: Callable[[], str | None] | None = None,
         source: Callable[[dict[str, Any]], str | None] = lambda _: None,
         *,
+        has_begun: Callable[[str], bool] = lambda _: False,
         background: Background | None = None,
         ahead: int = 0,
     ) -> None:
         super().__init__()
-        self._until, self._source = until, source
+        self._until, self._source, self._has_begun = until, source, has_begun
         self._study, self._space = study, space
         self._ask_batch, self._limit, self._ahead = ask_batch, limit, ahead
         self._ready = min(1, ahead)  # so many are to be asked for when one is taken; more would know fewer results
@@ -98,14 +105,20 @@ class StudySearcher(Searcher):
 
     def _next(self) -> _Proposal | None:
         """The next new one, None where a stop rule is met."""
-        if not self._queue:
-            self._ask_for_batch()
-        if self._any_finished and not self._queue[0].done():
-            self._ready = min(self._ready + 1, self._ahead)
-        found = None if self._ended else self._queue.popleft().result()
-        while found is not None and len(self._queue) < self._ready and self._ask_for_batch():
-            pass
-        return found
+        if self._until is not None:
+            self._background.wait()  # the trial that has just ended may have met the rule
+        while self._queue or self._ask_for_batch():
+            if self._any_finished and not self._queue[0].done():
+                self._ready = min(self._ready + 1, self._ahead)
+            found = self._queue.popleft().result()
+            if found is None:
+                break
+            if self._ended and not self._has_begun(found.name):  # it was asked for ahead, and is not started any more
+                continue
+            while len(self._queue) < self._ready and self._ask_for_batch():
+                pass
+            return found
+        return None
 
     def _ask_for_batch(self) -> int:
         """Ask for the next ones, as many as are returned."""
@@ -117,10 +130,15 @@ class StudySearcher(Searcher):
 
     def _ask_unless_ended(self) -> _Proposal | None:
         self._look_at_rules()
-        return None if self._ended else self._ask()
+        if not self._ended:
+            return self._ask()
+        if not (cut_off := begun_trials(self._study, self._has_begun)):
+            return None
+        trial = take_up(self._study, cut_off[0])
+        return _proposal(trial, choose(self._space, trial)[0])
 
     def _look_at_rules(self) -> None:
-        if not self._ended and (reason := self._until()) is not None:
+        if self._until is not None and not self._ended and (reason := self._until()) is not None:
             _log.warning("no further trial is started, by %s", reason)
             self._ended = True
 
@@ -140,8 +158,7 @@ class StudySearcher(Searcher):
                     if (source := self._source(settings)) is not None:
                         trial.set_user_attr(START, source)
                     trial.set_user_attr(RUN, name_of(trial.number))  # last: with it the proposal is whole
-                attributes = trial.user_attrs
-                return _Proposal(trial.number, attributes[RUN], settings, attributes.get(START))
+                return _proposal(trial, settings)
         raise SweepError(f"the search space must return settings, but refused {_MAX_REFUSALS} draws: {refusal}")
 
     def give_back(self, trial_id: str) -> None:

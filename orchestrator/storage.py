@@ -17,11 +17,19 @@ def storage_problem(error: BaseException | None) -> str | None:
 
     Libraries hide it: PyTorch and Ray Tune raise an error of their own on its way.
     """
-    while error is not None:
-        if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FULL_OR_REFUSED):
-            return str(error)
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, StorageError) or (isinstance(cause, OSError) and cause.errno in _FULL_OR_REFUSED):
+            return str(cause)
     return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, what it came from, what that came from, ..., each once: such chains can be circles."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -62,6 +62,8 @@ def open_study(
     Raises SweepError for a journal that is damaged, or of another study.
     """
     drop_torn_line(journal)
+    # left by a process that was killed while it wrote: the caller has the output directory to itself
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     try:
         storage = JournalStorage(JournalFileBackend(str(journal)))
         study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
@@ -132,6 +134,18 @@ def reconcile(study: optuna.Study, records: dict[str, RunRecord]) -> None:
         _log.warning("the results of %d finished trials are missing from the table; they are read again", len(lost))
 
 
+def begun_trials(study: optuna.Study, has_begun: Callable[[str], bool]) -> list[FrozenTrial]:
+    """Return the trials that wait to be taken up and whose runs, by their names, have begun, by their numbers."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return [trial for trial in waiting if RUN in trial.user_attrs and has_begun(run_name(trial))]
+
+
+def take_up(study: optuna.Study, waiting: FrozenTrial) -> optuna.Trial:
+    """Return a waiting trial as one that runs; `study.ask` takes the first that waits, whichever it is."""
+    study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
+    return optuna.Trial(study, waiting._trial_id)
+
+
 def close_running(study: optuna.Study, records: dict[str, RunRecord]) -> None:
     """Leave no trial RUNNING: one whose run has ended is told its result, one that the search space refused has failed, and
     any other waits to be taken up again, whether it was started or only asked for.
@@ -153,7 +167,7 @@ def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:
     `epochs`. No constraint is set on it either: the accuracy of half a training would make it infeasible, and TPE ranks
     infeasible trials behind pruned ones.
     """
-    limits = None if record is None else _limits(record, constraints_of(study))
+    limits = None if record is None else violations_of(record, constraints_of(study))
     state = TrialState.FAIL if record is None else _true_state(record, limits)
     if record is None or state == TrialState.FAIL:
         study.tell(number, state=TrialState.FAIL)
@@ -172,10 +186,6 @@ def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:
 
 def _values(record: RunRecord) -> list[float | None]:
     return [accuracy_of(record), record.macs]
-
-
-def _limits(record: RunRecord, constraints: ConstraintsConfig) -> dict[str, float] | None:
-    return violations_of(record, constraints)
 
 
 def _true_state(record: RunRecord, limits: dict[str, float] | None) -> TrialState:

@@ -10,7 +10,8 @@ class SweepScheduler(ParetoASHA):
     """Judges trials of `epochs` epochs by the points that `scheduler.tune_result` reports, under their runs' names.
 
     A trial ends by itself, after its last epoch: it has a model file to write. None is stopped at a rung that it had passed
-    before it was cut off. Names are kept, since ids change when a sweep goes on.
+    before it was cut off; one that was cut off right at a rung is judged there. Names are kept, since ids change when a
+    sweep goes on.
     """
 
     def __init__(self, halving: ParetoHalving, epochs: int) -> None:
@@ -24,6 +25,6 @@ class SweepScheduler(ParetoASHA):
         )
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return the rung's decision, and CONTINUE for a result that is told again."""
+        """Return the rung's decision, and CONTINUE for a result that was judged before."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        return self.CONTINUE if result.get("replayed") else decision
+        return self.CONTINUE if result.get("judged") else decision

@@ -6,6 +6,8 @@ import time
 import pytest
 
 from orchestrator.background import Background
+from orchestrator.storage import storage_errors, storage_problem
+from trainers.errors import SweepError
 
 
 @pytest.mark.parametrize("threaded", [True, False])
@@ -70,3 +72,54 @@ def test_what_has_been_handed_in_is_done_although_the_block_is_left_by_an_error(
     with pytest.raises(KeyboardInterrupt):
         run(lambda: time.sleep(0.05), lambda: found.append(1), leave_by=KeyboardInterrupt())
     assert found == [1]
+
+
+def test_waiting_is_for_all_that_was_handed_in():
+    found = []
+    with Background() as background:
+        background.submit(lambda: time.sleep(0.05) or found.append(1))
+        background.wait()
+        assert found == [1]
+
+
+def refuse():
+    raise SweepError("the search space refused 100 draws")
+
+
+def in_result(background):
+    background.submit(refuse).result()
+
+
+def in_next_submit(background):
+    background.submit(refuse)
+    time.sleep(0.05)
+    background.submit(print)
+
+
+def wrapped(background):
+    try:
+        in_next_submit(background)
+    except SweepError as error:
+        raise RuntimeError("as Ray Tune wraps what a callback raises") from error
+
+
+def at_the_end(background):
+    background.submit(refuse)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("block", [in_result, in_next_submit, wrapped, at_the_end])
+def test_a_failure_comes_out_of_the_block_as_it_is_wherever_it_was_met(block, tmp_path):
+    with (
+        pytest.raises(SweepError, match="refused 100 draws") as caught,
+        storage_errors(tmp_path),
+        Background() as background,
+    ):
+        block(background)
+    assert storage_problem(caught.value) is None
+
+
+def test_a_full_disk_is_found_in_a_circle_of_causes():
+    full, other = OSError(28, "No space left on device"), RuntimeError("wrapped")
+    other.__cause__, full.__context__ = full, other
+    assert "No space left" in storage_problem(other)

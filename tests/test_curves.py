@@ -11,7 +11,7 @@ from orchestrator.front import sweep_front
 from orchestrator.jobs import finetune_job
 from orchestrator.objectives import front_hypervolume, objectives
 from orchestrator.records import RunRecord
-from orchestrator.stop_rules import stop_reason
+from orchestrator.stop_rules import StopRules
 
 
 def cut(epoch, settings, macs, score):
@@ -89,19 +89,19 @@ def test_a_table_for_mlflow_has_a_row_for_each_cut():
     assert len(table["data"]) == 5
 
 
-class TestStopReason:
+class TestStopRules:
     TRIALS = (trial(0, CUTS), trial(1), trial(2))
 
     def test_none_without_a_limit(self):
-        assert stop_reason(StopConfig(), self.TRIALS, 1e9, 8) is None
+        assert StopRules(StopConfig(), 8).reason(self.TRIALS, 1e9) is None
 
     @pytest.mark.parametrize(("elapsed_s", "stops"), [(7199, False), (7200, True)])
     def test_wall_time(self, elapsed_s, stops):
-        assert (stop_reason(StopConfig(hours=2), [], elapsed_s, 1) is not None) is stops
+        assert (StopRules(StopConfig(hours=2), 1).reason([], elapsed_s) is not None) is stops
 
     @pytest.mark.parametrize(("cores", "stops"), [(1, False), (2, True)])
     def test_core_hours_count_every_core_of_a_trial(self, cores, stops):
-        reason = stop_reason(StopConfig(core_hours=0.1), self.TRIALS, 0, cores)  # three minutes on each core
+        reason = StopRules(StopConfig(core_hours=0.1), cores).reason(self.TRIALS, 0)  # three minutes on each core
         assert (reason == "stop.core_hours: the trials took 0.1 core-hours of 0.1") is stops
 
     @pytest.mark.parametrize(
@@ -109,11 +109,23 @@ class TestStopReason:
     )
     def test_a_target_is_met_by_any_cut(self, accuracy, macs, stops):
         config = StopConfig(target_accuracy=accuracy, target_macs_ratio=macs)
-        assert (stop_reason(config, self.TRIALS, 0, 1) is not None) is stops
+        assert (StopRules(config, 1).reason(self.TRIALS, 0) is not None) is stops
 
     @pytest.mark.parametrize(("patience", "stops"), [(1, True), (2, True), (3, False)])
     def test_a_plateau_is_when_the_last_trials_add_nothing(self, patience, stops):
         """Trials 1 and 2 repeat a point of trial 0."""
         assert front_hypervolume(candidates(self.TRIALS)) == front_hypervolume(candidates(self.TRIALS[:1]))
-        assert (stop_reason(StopConfig(plateau_trials=patience), self.TRIALS, 0, 1) is not None) is stops
-        assert stop_reason(StopConfig(plateau_trials=patience), [trial(0), trial(1), trial(2, CUTS)], 0, 1) is None
+        assert (StopRules(StopConfig(plateau_trials=patience), 1).reason(self.TRIALS, 0) is not None) is stops
+        assert StopRules(StopConfig(plateau_trials=patience), 1).reason([trial(0), trial(1), trial(2, CUTS)], 0) is None
+
+    def test_they_are_the_same_whether_asked_after_each_trial_or_once(self):
+        config = StopConfig(plateau_trials=1)
+        rules = StopRules(config, 1)
+        trials = [trial(0), trial(1, CUTS), trial(2), trial(3)]
+        for count in range(len(trials) + 1):
+            assert rules.reason(trials[:count], 0) == StopRules(config, 1).reason(trials[:count], 0), count
+
+    @pytest.mark.parametrize("given", [{"hours": 1}, {"core_hours": 1}, {"target_accuracy": 1}, {"plateau_trials": 1}])
+    def test_whether_there_is_a_rule(self, given):
+        assert StopRules(StopConfig(**given), 1).any
+        assert not StopRules(StopConfig(), 1).any

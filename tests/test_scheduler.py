@@ -26,10 +26,10 @@ def test_cuts_are_points_and_a_network_without_cuts_is_one_by_the_same_steps():
 def test_tune_finds_no_number_to_keep_statistics_of_but_the_epoch():
     from ray.tune.utils import flatten_dict
 
-    told = tune_result({"epoch": 2, "metrics": METRICS, "curve": None, "replayed": False, "duration_s": 1.0})
+    told = tune_result({"epoch": 2, "metrics": METRICS, "curve": None, "judged": False, "duration_s": 1.0})
     numbers = {key for key, value in flatten_dict(told).items() if isinstance(value, int | float)}
-    assert numbers == {"epoch", "replayed", "done"}
-    assert told["report"] == [{"epoch": 2, "metrics": METRICS, "curve": None, "replayed": False, "duration_s": 1.0}]
+    assert numbers == {"epoch", "judged", "done"}
+    assert told["report"] == [{"epoch": 2, "metrics": METRICS, "curve": None, "judged": False, "duration_s": 1.0}]
 
 
 @pytest.mark.parametrize(("result", "done"), [({}, False), ({"finished": True}, True), ({"error": "Traceback"}, True)])
@@ -59,7 +59,7 @@ class TestSweepScheduler:
     def test_a_result_that_is_told_again_stops_nobody(self, config):
         scheduler = make_scheduler(config, [])
         assert self.judge(scheduler, "trial-0000", 0.9) == "CONTINUE"
-        assert self.judge(scheduler, "trial-0001", 0.8, replayed=True) == "CONTINUE"
+        assert self.judge(scheduler, "trial-0001", 0.8, judged=True) == "CONTINUE"
 
     def test_no_scheduler_stops_nobody(self, small_sweep):
         assert rungs(small_sweep) == ()

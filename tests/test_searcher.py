@@ -145,3 +145,34 @@ class TestBatches:
         close_running(study, {"trial-0000": record("trial-0000")})
         reconcile(study, {"trial-0000": record("trial-0000")})
         assert StudySearcher(study, quick).suggest("c")["name"] == "trial-0001"
+
+    def test_nor_is_the_next_one_while_the_books_of_the_trial_that_met_it_are_still_written(self, study):
+        reasons = []
+        with Background() as background:
+            searcher = StudySearcher(
+                study, quick, until=lambda: reasons[-1] if reasons else None, background=background, ahead=2
+            )
+            searcher.suggest("a")
+
+            def end():
+                time.sleep(0.1)
+                reasons.append("enough")
+                searcher.finish("a", record("trial-0000"))
+
+            background.submit(end)
+            assert searcher.suggest("b") == Searcher.FINISHED
+
+    @pytest.mark.parametrize("ahead", [0, 2])
+    def test_those_that_were_cut_off_go_on_even_after_a_rule(self, study, tmp_path, ahead):
+        first = StudySearcher(study, quick)
+        drawn = [first.suggest(key) for key in "abc"]  # the driver is killed here; c was asked for, and never started
+        again = open_study(tmp_path / "study.journal", "s", 0)
+        reconcile(again, {})
+        begun = {"trial-0000", "trial-0001"}.__contains__
+        with Background(threaded=ahead > 0) as background:
+            searcher = StudySearcher(
+                again, quick, 1, 5, lambda: "enough", has_begun=begun, background=background, ahead=ahead
+            )
+            assert [searcher.suggest(key) for key in "ab"] == drawn[:2]
+            assert searcher.suggest("c") == Searcher.FINISHED
+        assert states(again) == [TrialState.RUNNING, TrialState.RUNNING, TrialState.WAITING]

@@ -87,6 +87,15 @@ def test_objectives_are_named_and_directed(study):
     assert study.metric_names == ["score", "macs"]
 
 
+@pytest.mark.timeout(20)  # Optuna waits half a minute for a lock that nobody holds, and for ever where it leads nowhere
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_lock_of_a_driver_that_was_killed_while_it_wrote_is_no_hindrance(study, tmp_path, moved):
+    journal = tmp_path / "study.journal"
+    journal.with_name("study.journal.lock").symlink_to("/nowhere/study.journal" if moved else journal)
+    open_study(journal, "s", 0).enqueue_trial({"x": 1.0})
+    assert states(open_study(journal, "s", 0)) == [TrialState.WAITING]
+
+
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_journal_whose_last_line_is_torn_is_read_up_to_it(study, tmp_path, cut):
     searcher = StudySearcher(study, quick)

@@ -34,7 +34,8 @@ class EpochResult:
     (all threads), and when it ended (Unix time).
 
     `curve` holds the cuts that were scored after this epoch (`trainers.curve`). A resumed training yields its earlier
-    epochs' results again, unchanged, with `replayed` set.
+    epochs' results again, unchanged, with `replayed` set, and with `judged` all but the newest: whoever stops trainings
+    early had let it go on from there, where of the newest it is not known that anybody had heard.
     """
 
     epoch: int
@@ -44,10 +45,11 @@ class EpochResult:
     ended_at_s: float
     curve: list[dict[str, Any]] | None = None
     replayed: bool = False
+    judged: bool = False
 
     def record(self) -> dict[str, Any]:
         """The result as plain values, for a file."""
-        return {key: value for key, value in asdict(self).items() if key != "replayed"}
+        return {key: value for key, value in asdict(self).items() if key not in ("replayed", "judged")}
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,8 @@ def train(
 
     history, optimizer = _start(method, stage)
     step = step_by(optimizer)
-    for record in history:
-        yield EpochResult(**record, replayed=True)
+    for epoch, record in enumerate(history, start=1):
+        yield EpochResult(**record, replayed=True, judged=epoch < len(history))
     for epoch in range(len(history), stage.epochs):
         if _stalled(history, stage.patience):
             break

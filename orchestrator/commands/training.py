@@ -23,7 +23,7 @@ from orchestrator.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.front import SweepFront
+    from orchestrator.resume import Resumed
     from orchestrator.stored.location import Location
 
 NOT_VERIFIED = 1
@@ -42,13 +42,13 @@ def sweep(
     from orchestrator.config import load_config
 
     loaded = load_config(config, set_ or [])
-    from orchestrator.pipeline import run_sweep  # seconds: what is wrong with the configuration is said before
+    from orchestrator.resume import begin_or_resume  # seconds: what is wrong with the configuration is said before
 
     place: Path | Location = output or Path("runs") / loaded.name
     console = Console()
     with _opened(place) as folder:
-        front = run_sweep(loaded, folder, console)
-    _print_results(front, place, folder, console)
+        found = begin_or_resume(loaded, folder, console)
+    _print_results(found, place, folder, console)
 
 
 @verbs.command()
@@ -62,9 +62,7 @@ def resume(directory: PlaceArgument, set_: SetOption = None) -> None:
     console = Console()
     with _opened(directory, begun=True) as folder:
         found = resume_sweep(folder, set_ or [], console)
-    if found.was_finished:
-        print(f"The sweep in {directory} is finished: nothing is left to do")
-    _print_results(found.front, directory, folder, console)
+    _print_results(found, directory, folder, console)
 
 
 @contextmanager
@@ -81,10 +79,12 @@ def _opened(place: "Path | Location", *, begun: bool = False) -> "Iterator[Path]
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _print_results(front: "SweepFront", place: "Path | Location", folder: Path, console: Console) -> None:
+def _print_results(found: "Resumed", place: "Path | Location", folder: Path, console: Console) -> None:
     from orchestrator.front import front_tables
 
-    console.print(front_tables(front))
+    if found.was_finished:
+        print(f"The sweep in {place} is finished: nothing is left to do")
+    console.print(front_tables(found.front))
     if place != folder:
         print(f"Kept at  {place}")
     print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt")

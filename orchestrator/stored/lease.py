@@ -64,7 +64,11 @@ class Lease:
             if not force and time.monotonic() - self._renewed_s < RENEW_S:
                 return
             found = self._read()
-            if found is not None and found.get("token") != self._token:
+            if found is None:  # whoever took it over has released it since
+                raise LeaseLostError(
+                    f"{self._location} was taken over by another sweep, which has ended; this one stops"
+                )
+            if found.get("token") != self._token:
                 raise LeaseLostError(f"{self._location} was taken over by {_owner(found)}; this sweep stops")
             self._write()
 

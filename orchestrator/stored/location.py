@@ -1,5 +1,6 @@
 """A folder under a URL, through pyarrow's file systems. Credentials come from the environment alone."""
 
+import hashlib
 import io
 import re
 import time
@@ -143,11 +144,13 @@ class Location:
         with self._in_words():
             return bytes(stream.read(_CHUNK_BYTES))
 
-    def write(self, path: str, content: "bytes | Path", tick: Callable[[], None] = lambda: None) -> None:
-        """Put an object, or replace it, from bytes or a file; `tick` is called after each few megabytes and must not raise.
+    def write(self, path: str, content: "bytes | Path", tick: Callable[[], None] = lambda: None) -> tuple[int, str]:
+        """Put an object, or replace it, from bytes or a file; returns its size in bytes and its SHA-256.
 
-        Readers see the old object or the new one; raises FileNotFoundError where the file is gone.
+        `tick` is called after each few megabytes and must not raise. Readers see the old object or the new one; raises
+        FileNotFoundError where the file is gone.
         """
+        digest, size = hashlib.sha256(), 0
         file: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
         with file, self._in_words():
             filesystem, root = self._root
@@ -158,9 +161,12 @@ class Location:
             with filesystem.open_output_stream(target + (_PARTIAL if local else "")) as stream:
                 while chunk := file.read(_CHUNK_BYTES):
                     stream.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
                     tick()
             if local:
                 filesystem.move(target + _PARTIAL, target)
+        return size, digest.hexdigest()
 
     def delete(self, path: str) -> None:
         """Remove an object, if it is there."""

@@ -76,10 +76,10 @@ class Mirror:
             for path in gone:
                 files[path].append(ABSENT)
             write_manifest(self._location, self._manifest)
-            for change, entry in reversed(new):
+            for change, _ in reversed(new):
                 with suppress(FileNotFoundError):  # it is gone since; the next pass removes it there
-                    self._location.write(change.path, change.content, self._renew)
-                    files[change.path] = [entry]
+                    # a file that has changed since it was looked at is there as it was read now
+                    files[change.path] = [self._location.write(change.path, change.content, self._renew)]
                     self._sent[change.path] = change.stamp
             for path in gone:
                 self._location.delete(path)

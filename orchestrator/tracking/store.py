@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def _alone_with(target: TrackingTarget) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """What a run holds that another process has begun: the metrics' names, and the time of each step of those looked up."""
+
+    keys: frozenset[str]
+    times: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
 class RunStore:
     """The client of one sweep; `root` is the output directory, `ids` a file of the runs that exist (name and id)."""
 
@@ -99,6 +108,7 @@ class RunStore:
             self._experiment_id = self._find_experiment()
         _drop_torn_line(ids)
         self._ids = read_ids(ids, target.key)
+        self._recorded: dict[str, _Recorded] = {}  # by run, for those that another process has begun
         # whether no run can exist that is not in the file: its parent was created here, and no call has failed since
         self._new = False
 
@@ -118,7 +128,7 @@ class RunStore:
                 self._flush(name, metrics, tags, artifacts)
                 self._start(name, value, time_ms)
             elif event.kind == "metrics":
-                metrics += [Metric(key, number, time_ms, value["step"]) for key, number in value["values"].items()]
+                metrics += self._new_metrics(name, value["values"], value["step"], time_ms)
             elif event.kind == "tags":
                 tags |= value
             elif event.kind == "artifact":
@@ -165,18 +175,34 @@ class RunStore:
             if (source := value["source"]) is not None and self.run_id(source):
                 tags["source_run_id"] = self.run_id(source)
             created = self._create(name, value["stage"], tags, time_ms)
+        run_id, known = self._ids[name], dict[str, str]()
         if not created:
-            self.client.update_run(self._ids[name], status="RUNNING")
-        self._log_params(self._ids[name], value["params"], created=created)
+            self.client.update_run(run_id, status="RUNNING")
+            data = self.client.get_run(run_id).data
+            known, self._recorded[run_id] = data.params, _Recorded(frozenset(data.metrics))
+        self._log_params(run_id, value["params"], known)
 
-    def _log_params(self, run_id: str, params: Mapping[str, str], *, created: bool) -> None:
+    def _log_params(self, run_id: str, params: Mapping[str, str], known: Mapping[str, str]) -> None:
         """Record those that are new: MLflow's params never change, and a sweep that goes on with more trials has its
         sizes in the artifact config.yaml.
         """
-        known = {} if created else self.client.get_run(run_id).data.params
         new = [Param(key, value[:_MAX_PARAM_LENGTH]) for key, value in params.items() if key not in known]
         for start in range(0, len(new), _MAX_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + _MAX_PARAMS])
+
+    def _new_metrics(self, name: str, values: Mapping[str, float], step: int, time_ms: int) -> list[Metric]:
+        """Leave out what an earlier process has recorded of this step at another time: it was trained again."""
+        recorded = self._recorded.get(self._ids.get(name, ""))
+        if recorded is not None:
+            kept = {}
+            for key, number in values.items():
+                if key not in recorded.times and key in recorded.keys:
+                    history = self.client.get_metric_history(self._ids[name], key)
+                    recorded.times[key] = {metric.step: metric.timestamp for metric in history}
+                if recorded.times.get(key, {}).get(step, time_ms) == time_ms:
+                    kept[key] = number
+            values = kept
+        return [Metric(key, number, time_ms, step) for key, number in values.items()]
 
     def _known(self, name: str) -> str:
         """Return the run's id; a run that was recorded in another store gets one in this that has ended, without params."""

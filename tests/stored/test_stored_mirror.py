@@ -208,3 +208,37 @@ def test_one_that_has_ended_leaves_nothing(folder):
     first.take(print)
     first.release()
     assert folder.read(leases.FILE) is None
+
+
+def test_who_was_away_while_another_took_over_and_finished_sends_nothing_more(folder, root, monkeypatch):
+    monkeypatch.setattr(leases, "_POLL_S", 0.1)
+    monkeypatch.setattr(leases, "_PATIENCE_S", 0.3)
+    first = Lease(folder, "a")
+    first.take(print)
+    mirror = Mirror(root, folder, first, Manifest("a"))
+    second = Lease(folder, "b")
+    second.take(lambda text: None)
+    folder.write("results.parquet", b"of the second")
+    second.release()
+    (root / "results.parquet").write_bytes(b"of the first")
+    with pytest.raises(LeaseLostError, match="which has ended"):
+        mirror.send()
+    assert folder.read("results.parquet") == b"of the second"
+
+
+def test_a_file_that_changes_while_it_is_sent_is_listed_as_it_was_sent(folder, root, monkeypatch):
+    lease = Lease(folder, "here")
+    lease.take(print)
+    below = root / "mlartifacts"
+    below.mkdir()
+    (below / "front.json").write_bytes(b"old")
+    looked_at = mirrors._entry
+
+    def then_it_changes(change):
+        entry = looked_at(change)
+        (below / "front.json").write_bytes(b"newer")
+        return entry
+
+    monkeypatch.setattr(mirrors, "_entry", then_it_changes)
+    Mirror(root, folder, lease, Manifest("here")).send()
+    assert read_manifest(folder).files["mlartifacts/front.json"] == [(5, hashlib.sha256(b"newer").hexdigest())]
