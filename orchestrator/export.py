@@ -8,6 +8,7 @@ import yaml
 
 from orchestrator.config import dump_config, load_config
 from orchestrator.front import read_front
+from orchestrator.output import read_json
 from orchestrator.paths import SweepPaths
 from orchestrator.picks import PICKS
 from orchestrator.records import read_records
@@ -17,6 +18,7 @@ from trainers.export.write import ExportReport, export_model
 from trainers.recipe import MODEL_FILE
 
 _FACTS = ("stage", "source", "method", "decomposition", "rank_rule", "seed", "epochs")
+MADE_DENSE = "made_dense"  # in a run's metadata
 _SCORES = ("val_accuracy", "val_top5_accuracy", "test_accuracy", "test_top5_accuracy", "test_macro_f1")
 
 
@@ -81,7 +83,17 @@ def _named(paths: SweepPaths, name: str) -> Source:
             f"{known}; finalists: {finalists}"
         )
     deployed = paths.deployed(run)  # where `rankfront latency` found layers that are faster dense
-    return Source(deployed if deployed.exists() else model_file, paths.config, _record(paths, run))
+    if not deployed.exists():
+        return Source(model_file, paths.config, _record(paths, run))
+    return Source(deployed, paths.config, {**_record(paths, run), MADE_DENSE: _made_dense(paths, run)})
+
+
+def _made_dense(paths: SweepPaths, run: str) -> dict[str, Any]:
+    """Which layers were timed to be faster dense, and by what."""
+    found = read_json(paths.latency, dict[str, Any]())
+    timed: dict[str, Any] = next((row for row in found.get("networks", ()) if row["name"] == run), {})
+    layers = found.get("made_dense", {}).get(run, [])
+    return {"layers": layers, **{key: timed[key] for key in ("engine", "batch", "threads") if key in timed}}
 
 
 def _record(paths: SweepPaths, name: str) -> dict[str, Any]:
@@ -96,6 +108,7 @@ def described(report: ExportReport) -> list[str]:
     found, cost, weights = report.measured, report.metadata["cost"], report.metadata["weights"]
     batch_norm = f"{report.folded} BatchNorm folded" + (f", {report.left} left" if report.left else "")
     low_rank = sum(layer["form"] == "low_rank" for layer in report.metadata["layers"])
+    made_dense = report.metadata.get("run", {}).get(MADE_DENSE, {})
     lines = [
         f"{report.path}: {report.size_bytes:,} bytes, {report.nodes} nodes, weights {weights}, {batch_norm}",
         f"Network  {cost['macs']:,} MACs ({100 * cost['macs_ratio']:.1f}% of the dense network's), {low_rank} low-rank "
@@ -103,6 +116,13 @@ def described(report: ExportReport) -> list[str]:
         f"Parity   on {found.images} validation images: logits differ by {found.max_abs_error:.2e} at most (the largest is "
         f"{found.max_abs_logit:.3g}), the first class agrees on {100 * found.top1_agreement:.2f}%",
     ]
+    if made_dense.get("layers"):
+        timed = ", ".join(f"{key} {made_dense[key]}" for key in ("engine", "batch", "threads") if key in made_dense)
+        lines.insert(
+            2,
+            f"Dense    {', '.join(made_dense['layers'])}: faster so, as `rankfront latency` measured ({timed}); time them "
+            "with what the file is for",
+        )
     if found.val_accuracy is not None:
         before = report.metadata["accuracy"].get("val_accuracy")
         was = "" if before is None else f" (as trained {100 * before:.2f}%)"

@@ -98,6 +98,8 @@ def _measure(paths: SweepPaths, names: Sequence[str], settings: Settings) -> Mea
     from trainers.recipe import MODEL_FILE
     from trainers.saved_model import load_model, save_model
 
+    if settings.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise SweepError(f"the device must be cpu or cuda, but got {settings.device!r}")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise SweepError(f"the device must be there, but PyTorch finds no GPU for {settings.device!r}; use cpu")
     saved = {name: load_model(paths.run(name) / MODEL_FILE) for name in (DENSE, *names)}

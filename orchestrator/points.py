@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.curves import candidates
 from orchestrator.front import SweepFront
-from orchestrator.objectives import front_of
 from orchestrator.records import SCHEMA, RunRecord
+from orchestrator.tuned import on_trained_front
 from trainers.atomic import atomic_file
 
 _SHARED = (
@@ -43,7 +43,7 @@ def write_points(records: Sequence[RunRecord], front: SweepFront, path: Path) ->
 
 def _points(records: Sequence[RunRecord], front: SweepFront) -> Iterator[dict[str, Any]]:
     trained = [record for record in records if record.stage in ("finetune", "dense") and record.state == "COMPLETE"]
-    members = {point.name for point in front.front} | {record.name for record in front_of(trained)}
+    members = {point.name for point in front.front} | on_trained_front(records)
     for trial in records:
         if trial.stage == "trial":
             yield from _rungs(trial)

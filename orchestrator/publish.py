@@ -8,7 +8,6 @@ from orchestrator.config import SweepConfig
 from orchestrator.curves import trial_of
 from orchestrator.front import SweepFront, sweep_front, write_front
 from orchestrator.ledger import Ledger
-from orchestrator.objectives import front_of
 from orchestrator.output import read_json, write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.points import write_points
@@ -16,6 +15,7 @@ from orchestrator.records import RunRecord
 from orchestrator.report.front_picture import front_png
 from orchestrator.tracking.note import NOTE_TAG, sweep_note
 from orchestrator.tracking.spool import PARENT
+from orchestrator.tuned import on_trained_front
 from trainers.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def _tag(front: SweepFront, records: list[RunRecord], paths: SweepPaths, tracker
 
     Runs begin with pareto "false", so that only changes need a call.
     """
-    trained = [record for record in records if record.stage in ("finetune", "dense")]
-    members = {trial_of(point.name) for point in front.front} | {run.name for run in front_of(trained)}
+    members = {trial_of(point.name) for point in front.front} | on_trained_front(records)
     picked = {point.name: ",".join(front.picked_as(point.name)) for point in front.finalists}
     before = read_json(paths.tagged, dict[str, dict[str, str]]())
     after = {

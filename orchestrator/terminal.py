@@ -1,7 +1,12 @@
 """How tables and numbers look on a terminal."""
 
+import os
+
 from rich import box
+from rich.console import Console
 from rich.table import Table
+
+_PIPE_WIDTH = 160
 
 
 def plain_table(title: str, first_column: str) -> Table:
@@ -14,8 +19,14 @@ def plain_table(title: str, first_column: str) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column(first_column, no_wrap=True)
+    table.add_column(first_column, overflow="fold")  # names fold where there is no room, never figures
     return table
+
+
+def console() -> Console:
+    """Return standard output: as wide as the terminal; in a pipe or file, where nobody can widen it, wide enough."""
+    found = Console()
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH)
 
 
 def count(value: float) -> str:

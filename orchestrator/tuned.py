@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.objectives import front_of
 from orchestrator.records import RunRecord
 
 
@@ -42,6 +43,14 @@ def fine_tuned(records: Sequence[RunRecord]) -> list[Finalist]:
         if record.stage == "finetune" and record.state == "COMPLETE":
             runs.setdefault(candidate_name(record.name), []).append(record)
     return [_finalist(candidate, sorted(of_one, key=lambda run: run.name)) for candidate, of_one in runs.items()]
+
+
+def on_trained_front(records: Sequence[RunRecord]) -> set[str]:
+    """Return the names of the fine-tuned networks and the dense baseline that none of them dominates, by the means over
+    their runs, as finalists are picked: first runs' names.
+    """
+    dense = [record for record in records if record.stage == "dense" and record.state == "COMPLETE"]
+    return {record.name for record in front_of([*(finalist.record for finalist in fine_tuned(records)), *dense])}
 
 
 def _finalist(candidate: str, runs: list[RunRecord]) -> Finalist:

@@ -13,7 +13,7 @@ from PIL import Image
 from trainers import data as data_module
 from trainers.batches import augment, evaluation_batches, normalize, training_batches
 from trainers.config import DataConfig
-from trainers.data import ImageData, check_test_split, load_test, load_train_validation
+from trainers.data import ImageData, check_test_split, load_test, load_train_validation, spread_rows
 from trainers.errors import ConfigError, DataError
 
 
@@ -298,3 +298,10 @@ class TestBatches:
         mirrored = [torch.equal(image, images[0].flip(2)) for image in flipped]
         assert all(mirrored[i] or torch.equal(flipped[i], images[0]) for i in range(400))
         assert 150 < sum(mirrored) < 250
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(3, [10, 14, 18]), (9, list(range(10, 19))), (99, list(range(10, 19))), (1, [10])]
+)
+def test_some_rows_are_taken_from_all_over(count, expected):
+    assert spread_rows(torch.arange(10, 19), count).tolist() == expected

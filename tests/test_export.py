@@ -245,9 +245,12 @@ class TestRefusals:
     def test_a_network_that_is_not_deployed(self, tmp_path):
         data = noise((1, 8, 8))
         spec = deployed("tiny", (1, 8, 8)).spec
-        saved = SavedModel(build_model(spec), spec, ModelForm("channel", FactorizationConfig()), {}, [])
-        with pytest.raises(ExportError, match="must be in the form that is deployed"):
-            export_model(saved, data, tmp_path / "n.pt2", ExportOptions("pt2"))
+        in_training = ModelForm("channel", FactorizationConfig()), {}
+        uncut = ModelForm(), {"stage": "compress"}  # of a method that trains the dense network and cuts it then
+        for form, config in (in_training, uncut):
+            saved = SavedModel(build_model(spec), spec, form, config, [])
+            with pytest.raises(ExportError, match="must be in the form that is deployed"):
+                export_model(saved, data, tmp_path / "n.pt2", ExportOptions("pt2"))
 
     def test_other_data_than_it_was_trained_on(self, tmp_path, digits):
         saved = deployed("tiny", (1, 8, 8), data=noise((1, 8, 8)))

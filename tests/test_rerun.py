@@ -322,6 +322,12 @@ class TestComparison:
         assert len(loose.others) == len(bare) - 1
         assert loose.differences == []
 
+    def test_of_a_record_without_its_model_only_the_row_counts(self, compared):
+        record = run_of(compared.root, "finetune")
+        comparison = compare_runs(Run(record, None), Run(record, saved_run(compared, record.name)), exact=True)
+        assert comparison.compared > 10
+        assert comparison.differences == []
+
     def test_one_changed_weight_is_found(self, compared):
         record = run_of(compared.root, "dense")
         run, other = (Run(record, saved_run(compared, record.name)) for _ in range(2))

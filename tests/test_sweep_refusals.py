@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 from sweeps import run, study_states
 
+from orchestrator.config import dump_config
+from orchestrator.output import require_ours_or_empty
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records, write_records
-from trainers.config import DataConfig
+from orchestrator.resume import resume
+from trainers.config import DataConfig, LatencyConfig
 from trainers.errors import ConfigError, DataError, SweepError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -59,6 +63,22 @@ def test_what_cannot_work_is_refused_before_any_training(small_sweep, tmp_path, 
         assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.warm_start=/no/such/sweep", "must be the output directory"),
+        ("resources.cpus_per_trial=64", "needs 64 CPU"),
+    ],
+)
+def test_a_change_that_is_refused_is_not_kept(finished, tmp_path, override, message):
+    copied = tmp_path / "sweep"
+    shutil.copytree(finished[0], copied)
+    before = (copied / "config.yaml").read_text()
+    with pytest.raises((ConfigError, SweepError), match=message):
+        resume(copied, [override], Console(quiet=True))
+    assert (copied / "config.yaml").read_text() == before
+
+
 def test_a_directory_in_use_is_refused_with_its_owner(finished):
     output, config, _ = finished
     lock = SweepPaths(output).lock
@@ -91,3 +111,11 @@ def test_a_directory_with_other_files_is_left_alone(small_sweep, tmp_path):
     with pytest.raises(SweepError, match="must be empty or hold a sweep"):
         run(small_sweep, output)
     assert [path.name for path in output.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("here", [None, LatencyConfig()])
+def test_a_section_that_is_given_or_left_out_is_another_configuration(small_sweep, tmp_path, here):
+    there = LatencyConfig() if here is None else None
+    (tmp_path / "config.yaml").write_text(dump_config(replace(small_sweep, latency=there)))
+    with pytest.raises(SweepError, match="another configuration"):
+        require_ours_or_empty(SweepPaths(tmp_path), replace(small_sweep, latency=here))

@@ -1,15 +1,19 @@
 """The documented tables: every column, the recipes as they stand, and one row for each network."""
 
+import io
 import json
 import re
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from orchestrator.front import sweep_front
 from orchestrator.points import POINTS_SCHEMA, write_points
 from orchestrator.records import SCHEMA, RunRecord, write_records
+from orchestrator.terminal import plain_table
+from orchestrator.tuned import on_trained_front
 
 DENSE_MACS, DENSE_PARAMS = 1000, 100
 
@@ -108,3 +112,26 @@ def test_the_recipes_run_as_they_stand(library, records, tmp_path, pytestconfig,
     shown = capsys.readouterr().out
     assert ("svd_training" if library == "DuckDB" else "finetune-0000-cut-1") in shown, shown
     assert "0.85" in shown or library == "polars", shown
+
+
+def test_with_several_seeds_a_network_is_on_the_front_by_their_mean():
+    """The first seed of `a` is dominated by the only one of `b`, its mean is not."""
+    runs = [
+        run("finetune-0000", "finetune", 500, val_accuracy=0.80),
+        run("finetune-0000-repeat-1", "finetune", 500, val_accuracy=0.96),
+        run("finetune-0001", "finetune", 400, val_accuracy=0.85),
+        run("finetune-0002", "finetune", 600, val_accuracy=0.87),
+        run("dense", "dense", DENSE_MACS, val_accuracy=0.99),
+    ]
+    assert on_trained_front(runs) == {"finetune-0000", "finetune-0001", "dense"}
+
+
+def test_where_there_is_no_room_names_fold_and_figures_stay():
+    table = plain_table("Sweeps", "sweep")
+    for _ in range(3):
+        table.add_column("test\n%", justify="right", no_wrap=True)
+    table.add_row("cifar10-resnet20-adam-with-a-long-name", *["97.80 ± 0.12"] * 3)
+    text = io.StringIO()
+    Console(file=text, width=60).print(table)
+    assert text.getvalue().count("97.80 ± 0.12") == 3
+    assert "…" not in text.getvalue()

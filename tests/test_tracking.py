@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils as tracking_utils
 from servers import postgres
 
-from orchestrator.jobs import pretrain_job
+from orchestrator.jobs import pretrain_job, trial_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.tracking.spool import PARENT, Event, Spool
@@ -134,6 +134,67 @@ def test_an_epoch_that_is_trained_again_is_told_once(target, tmp_path, small_swe
     history = MlflowClient(target.uri).get_metric_history(tracker.run_id(job.name), "val_accuracy")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.3), (3, 0.6)]
     assert (record.epochs, record.duration_s, record.val_accuracy) == (3, 3.0, 0.6)
+
+
+def test_what_comes_with_the_last_epoch_once_more_is_told_as_well(target, tmp_path, small_sweep):
+    tracker, job = opened(target, tmp_path), pretrain_job(MethodConfig())
+    ledger = Ledger(small_sweep, SweepPaths(tmp_path), tracker, [])
+    ledger.started(job)
+    result = {"duration_s": 1.0, "cpu_s": 1.0, "curve": None, "replayed": False, "epoch": 1, "ended_at_s": 1000.0}
+    for metrics in (
+        {"val_accuracy": 0.5},
+        {"val_accuracy": 0.5, "test_accuracy": 0.4},
+    ):  # it ended early, and was tested
+        ledger.reported(job.name, {**result, "metrics": metrics})
+    ledger.ended(job.name, None)
+    closed(tracker)
+    client, run_id = MlflowClient(target.uri), tracker.run_id(job.name)
+    assert client.get_run(run_id).data.metrics == {"val_accuracy": 0.5, "test_accuracy": 0.4}
+    assert len(client.get_metric_history(run_id, "val_accuracy")) == 1
+
+
+def test_an_epoch_that_a_driver_of_another_folder_recorded_is_not_recorded_again(target, tmp_path):
+    first = opened(target, tmp_path)
+    first.start_run("trial-0000", "trial", {}, {})
+    for epoch in (1, 2, 3):
+        first.log_metrics("trial-0000", {"val_accuracy": epoch / 10}, epoch, 1000.0 + epoch)
+    closed(first)
+    again = opened(target, tmp_path / "elsewhere")  # what the URL had when the first machine was lost: one epoch
+    again.start_run("trial-0000", "trial", {}, {})
+    for epoch, time_s in ((1, 1001.0), (2, 2002.0), (3, 2003.0), (4, 2004.0)):
+        again.log_metrics("trial-0000", {"val_accuracy": epoch / 10, "test_accuracy": 0.1}, epoch, time_s)
+    closed(again)
+    client, run_id = MlflowClient(target.uri), again.run_id("trial-0000")
+    assert run_id == first.run_id("trial-0000")
+    history = client.get_metric_history(run_id, "val_accuracy")
+    assert [(metric.step, metric.timestamp) for metric in history] == [
+        (1, 1_001_000), (2, 1_002_000), (3, 1_003_000), (4, 2_004_000)
+    ]  # fmt: skip
+    assert len(client.get_metric_history(run_id, "test_accuracy")) == 4
+
+
+def test_a_run_that_failed_and_succeeds_at_the_next_start_has_no_error_any_more(target, tmp_path, small_sweep):
+    records, job = [], pretrain_job(MethodConfig())
+    for error in ("RuntimeError: CUDA error", None):
+        tracker = opened(target, tmp_path)
+        ledger = Ledger(small_sweep, SweepPaths(tmp_path), tracker, records)
+        ledger.started(job)
+        ledger.ended(job.name, error)
+        records = ledger.records()
+        closed(tracker)
+        tags = MlflowClient(target.uri).get_run(tracker.run_id(job.name)).data.tags
+        assert (tags["state"], tags["error"]) == (("FAIL", error) if error else ("COMPLETE", ""))
+
+
+@pytest.mark.parametrize(("error", "stopped"), [("NonFiniteError: nan", False), (None, True)])
+def test_a_trial_that_never_goes_on_leaves_no_checkpoint(target, tmp_path, small_sweep, error, stopped):
+    tracker, paths = opened(target, tmp_path), SweepPaths(tmp_path)
+    ledger, job = Ledger(small_sweep, paths, tracker, []), trial_job("trial-0000", 0, {"decomposition": "channel"})
+    ledger.started(job)
+    (paths.run(job.name) / "checkpoint.pt").write_bytes(b"weights")
+    ledger.ended(job.name, error, stopped=stopped)
+    closed(tracker)
+    assert not list(paths.run(job.name).iterdir())
 
 
 def test_a_store_that_fails_meanwhile_stops_nothing_and_gets_its_records_later(target, tmp_path, caplog):

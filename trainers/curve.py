@@ -14,7 +14,7 @@ from torch import nn
 from trainers.budgets import within_budget
 from trainers.config import CurveConfig, RankConfig, TrainingConfig
 from trainers.cost import measure_cost
-from trainers.data import ImageData
+from trainers.data import ImageData, spread_rows
 from trainers.deploy import PrunedModel, Spectra, prune_to_ranks, rank_problem
 from trainers.errors import ConfigError
 from trainers.evaluation import evaluate_split
@@ -79,10 +79,8 @@ def trained_curve(
 
 
 def scoring_rows(data: ImageData, config: CurveConfig) -> ImageData:
-    """Return the set with at most `max_validation` validation rows, evenly spread: files may be sorted by class."""
-    count = len(data.validation_rows)
-    places = torch.linspace(0, count - 1, min(count, config.max_validation), dtype=torch.float64).round().long()
-    return replace(data, validation_rows=data.validation_rows[places.to(data.validation_rows.device)])
+    """Return the set with at most `max_validation` validation rows, evenly spread."""
+    return replace(data, validation_rows=spread_rows(data.validation_rows, config.max_validation))
 
 
 def ladder(

@@ -97,6 +97,12 @@ class ImageData:
         return ImageData(**tensors)
 
 
+def spread_rows(rows: Tensor, count: int) -> Tensor:
+    """Return at most `count` of the rows (N,), evenly spread: files may be sorted by class."""
+    places = torch.linspace(0, len(rows) - 1, min(len(rows), count), dtype=torch.float64).round().long()
+    return rows[places.to(rows.device)]
+
+
 def load_train_validation(config: DataConfig) -> ImageData:
     """Read the training split and divide it by `validation_fraction` and `split_seed`; the test split is not touched.
 

@@ -21,7 +21,9 @@ def inference(model: nn.Module, images: Tensor, engine: Engine = "eager") -> Cal
     """
     if engine == "onnxruntime":
         return _session(model, images)
-    memory_format = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    # of a layer that mixes channels, (N, H, W, C), these are the last already
+    convolves = images.ndim == 4 and any(isinstance(module, nn.Conv2d) for module in model.modules())
+    memory_format = torch.channels_last if convolves else torch.contiguous_format
     network = copy.deepcopy(model).to(images.device, images.dtype).to(memory_format=memory_format).eval()
     images = images.to(memory_format=memory_format)
     run = torch.compile(network) if engine == "compile" else network

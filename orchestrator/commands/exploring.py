@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from orchestrator import terminal
 from orchestrator.commands.options import (
     DirectoryArgument,
     Format,
@@ -55,7 +55,7 @@ def front(
             print(f"Nothing matches: {error}", file=sys.stderr)
             raise typer.Exit(NOTHING_MATCHES) from None
     if format_ is Format.TABLE:
-        Console().print(front_tables(found))
+        terminal.console().print(front_tables(found))
     else:
         print(as_csv(found) if format_ is Format.CSV else json.dumps(found.as_json(), indent=2) + "\n", end="")
 
@@ -88,7 +88,7 @@ def compare(
 
     sweeps = read_sweeps(directories)
     comparison = compare_sweeps(sweeps)
-    print_comparison(comparison, format_.value, Console())
+    print_comparison(comparison, format_.value, terminal.console())
     for text in comparison.warnings:
         print(f"Warning: {text}", file=sys.stderr)
     if output is not None:

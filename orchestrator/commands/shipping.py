@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from orchestrator import terminal
 from orchestrator.commands.options import DirectoryArgument, folder_here
 from trainers.export.options import Format, Weights
 
@@ -45,7 +45,7 @@ def latency(
         device=device,
         rounds=rounds,
     )
-    Console().print(latency_tables(measure(directory, settings)))
+    terminal.console().print(latency_tables(measure(directory, settings)))
 
 
 @verbs.command()

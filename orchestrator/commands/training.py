@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from orchestrator import terminal
 from orchestrator.commands.options import (
     INTERRUPTED,
     ConfigArgument,
@@ -45,7 +46,7 @@ def sweep(
     from orchestrator.resume import begin_or_resume  # seconds: what is wrong with the configuration is said before
 
     place: Path | Location = output or Path("runs") / loaded.name
-    console = Console()
+    console = terminal.console()
     with _opened(place) as folder:
         found = begin_or_resume(loaded, folder, console)
     _print_results(found, place, folder, console)
@@ -59,7 +60,7 @@ def resume(directory: PlaceArgument, set_: SetOption = None) -> None:
     """
     from orchestrator.resume import resume as resume_sweep
 
-    console = Console()
+    console = terminal.console()
     with _opened(directory, begun=True) as folder:
         found = resume_sweep(folder, set_ or [], console)
     _print_results(found, directory, folder, console)
@@ -81,6 +82,7 @@ def _opened(place: "Path | Location", *, begun: bool = False) -> "Iterator[Path]
 
 def _print_results(found: "Resumed", place: "Path | Location", folder: Path, console: Console) -> None:
     from orchestrator.front import front_tables
+    from orchestrator.paths import SweepPaths
 
     if found.was_finished:
         print(f"The sweep in {place} is finished: nothing is left to do")
@@ -88,7 +90,9 @@ def _print_results(found: "Resumed", place: "Path | Location", folder: Path, con
     if place != folder:
         print(f"Kept at  {place}")
     print(f"Table    {folder}/results.parquet\nModels   {folder}/runs/<run>/model.pt")
-    print(f"Report   {folder}/report.html\nMLflow   rankfront ui {folder}")
+    if (report := SweepPaths(folder).report).exists():
+        print(f"Report   {report}")
+    print(f"MLflow   rankfront ui {folder}")
 
 
 @verbs.command()
@@ -163,7 +167,7 @@ def finetune(
     if pick and (num or knee or any(limit is not None for limit in (max_macs, max_params, min_accuracy))):
         raise typer.BadParameter("--pick says which; it excludes --num, --knee and limits")
     choice = Choice(tuple(pick or ()), num, Limits(max_macs, max_params, min_accuracy), knee)
-    console = Console()
+    console = terminal.console()
     with _opened(directory, begun=True) as folder:
         front = run_finetuning(folder, choice, repeats, console)
     console.print(front_tables(front))
@@ -190,7 +194,7 @@ def rerun(
 
     if seeds is not None and (name is None or verify or output is not None):
         raise typer.BadParameter("--seeds needs a NAME, and neither --verify nor --output")
-    console = Console()
+    console = terminal.console()
     prepared = prepare(directory, name, set_ or [])
     print_changes(prepared, console)
     try:

@@ -36,7 +36,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
 def _cost_table(sweeps: Sequence[SweepScore]) -> Table:
     table = plain_table("Hypervolume and cost", "sweep")
     for heading in ("trials", "CPU time", "hypervolume\nsearch", "hypervolume\nfine-tuned", "dense\ntest %"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for score in sweeps:
         tuned = "" if score.finetuned_hypervolume is None else f"{score.finetuned_hypervolume:.4f}"
         volumes = f"{score.search_hypervolume:.4f}", tuned
@@ -50,7 +50,7 @@ def _budget_table(sweeps: Sequence[SweepScore]) -> Table:
     table = plain_table("Best accuracy (%) within a budget of MACs", "sweep")
     table.add_column("of", no_wrap=True)
     for reached in sweeps[0].reached:
-        table.add_column(f"{100 * reached.budget:g} %", justify="right")
+        table.add_column(f"{100 * reached.budget:g} %", justify="right", no_wrap=True)
     for score in sweeps:
         table.add_row(score.label, "search", *(percent(reached.score) for reached in score.reached))
         if score.finetuned_hypervolume is not None:

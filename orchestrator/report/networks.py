@@ -14,7 +14,7 @@ from trainers.errors import CheckpointError
 from trainers.factorization import exact_svd, to_matrix
 from trainers.form import ModelForm, convert, from_products
 from trainers.layers import SVDLayer, svd_layers
-from trainers.models import build_model
+from trainers.models import build_shapes
 from trainers.recipe import MODEL_FILE
 from trainers.saved_model import SavedModel, load_model
 
@@ -125,7 +125,7 @@ def _full_ranks(sweep: Sweep, records: Sequence[RunRecord], decomposition: Any) 
         return {}
     form = ModelForm(decomposition, sweep.config.factorization)
     with torch.device("meta"):
-        model = convert(build_model(saved.spec), form, saved.spec.sample_shape)
+        model = convert(build_shapes(saved.spec), form, saved.spec.sample_shape)
     return {name: layer.full_rank for name, layer in svd_layers(model).items()}
 
 

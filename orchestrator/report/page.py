@@ -13,27 +13,25 @@ from markupsafe import Markup
 from optuna.trial import FrozenTrial
 
 from orchestrator import terminal
+from orchestrator.curves import trial_of
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
 from orchestrator.report.compare import Comparison
 from orchestrator.report.pictures import Picture
 from orchestrator.report.rows import table_data
-from orchestrator.report.settings import parameters_of
 from orchestrator.report.style import DARK
 from orchestrator.report.sweep import Sweep
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A finalist as the page shows it; `names` are those of `picks.pick`; `rerun` is None where the study does not have the
-    trial's parameters.
-    """
+    """A finalist as the page shows it; `names` are those of `picks.pick`."""
 
     record: RunRecord
     names: Sequence[str]
     before: float | None
     load: str
-    rerun: str | None
+    rerun: str
 
 
 def report_page(sweep: Sweep, study: Sequence[FrozenTrial], pictures: Sequence[Picture]) -> str:
@@ -52,7 +50,7 @@ def report_page(sweep: Sweep, study: Sequence[FrozenTrial], pictures: Sequence[P
         hypervolume=sweep.front.hypervolume,
         wall_s=wall_s(sweep.records),
         core_s=core_s(sweep.records),
-        picks=[_pick(sweep, study, record) for record in series.finalists],
+        picks=[_pick(sweep, record) for record in series.finalists],
         config_text=sweep.paths.config.read_text(),
         versions={name: version(name) for name in ("rankfront", "plotly", "optuna", "torch")},
         table=embedded(json.dumps(table_data(sweep), separators=(",", ":"), allow_nan=False)),
@@ -123,20 +121,13 @@ def count(value: float | None) -> str:
     return "–" if value is None else terminal.count(value)  # noqa: RUF001  # an en dash
 
 
-def _pick(sweep: Sweep, study: Sequence[FrozenTrial], record: RunRecord) -> Pick:
+def _pick(sweep: Sweep, record: RunRecord) -> Pick:
     before = sweep.series.before[record.name]
     model = (sweep.directory / "runs" / record.name / "model.pt").as_posix()
     load = (
         "from pathlib import Path\n\nfrom trainers import load_model\n\n"
         f"model = load_model(Path({model!r})).model  # on the CPU"
     )
-    parameters = parameters_of(study, record)
-    rerun = None
-    if parameters is not None:
-        settings = [f"search.first_points=[{json.dumps(dict(parameters))}]", "search.num_trials=1"]
-        overrides = " ".join(f"--set {shlex.quote(each)}" for each in settings)
-        output = shlex.quote(f"{sweep.directory.as_posix().rstrip('/')}-{record.trial_number:04d}")
-        rerun = (
-            f"rankfront sweep {shlex.quote((sweep.directory / 'config.yaml').as_posix())} {overrides} --output {output}"
-        )
+    directory = shlex.quote(sweep.directory.as_posix())
+    rerun = "\n".join(f"rankfront rerun {directory} {name}" for name in (trial_of(before.name), record.name))
     return Pick(record, sweep.front.picked_as(record.name), accuracy_of(before), load, rerun)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
-from orchestrator.study import ADDED, recorded_trials, run_name
+from orchestrator.study import recorded_trials
 
 _log = logging.getLogger(__name__)
 
@@ -130,10 +130,3 @@ def study_trials(journal: Path) -> list[FrozenTrial]:
     except Exception as error:  # noqa: BLE001  # Optuna raises what it meets in a damaged file
         _log.warning("%s is not readable (%s); the report goes without it", journal, error)
         return []
-
-
-def parameters_of(trials: Sequence[FrozenTrial], record: RunRecord) -> Mapping[str, Any] | None:
-    """Return the search space's parameters of the trial that a run belongs to, None where the study has it not."""
-    name = f"trial-{record.trial_number:04d}" if record.trial_number is not None else None
-    same = [trial for trial in trials if ADDED not in trial.user_attrs and trial.params and run_name(trial) == name]
-    return same[-1].params if same else None

@@ -31,7 +31,7 @@ class Change:
 def setting_changes(sweep: Sweep, config: SweepConfig) -> list[Change]:
     """Return the settings of the sweep that `config`, its own with overrides, changes."""
     there, here = flat_settings(sweep.config), flat_settings(config)
-    return [Change(key, there[key], here[key]) for key in here if there[key] != here[key]]
+    return [Change(key, there.get(key), here.get(key)) for key in there | here if there.get(key) != here.get(key)]
 
 
 def run_changes(saved: SavedModel | None, job: Job, config: SweepConfig, overridden: list[Change]) -> list[Change]:
@@ -131,8 +131,9 @@ def _environment_pairs(there: Mapping[str, Any], here: Mapping[str, Any]) -> dic
         if key in hardware:
             pairs[key] = (hardware[key], here["hardware"][key])
     git_there, git_here = (found.get("git") or {} for found in (there, here))
+    missing = "no repository" if "git" in there else NOT_RECORDED
     for what, key in (("git commit", "commit"), ("uncommitted changes", "dirty")):
-        pairs[what] = (git_there.get(key, NOT_RECORDED), git_here.get(key, "no repository"))
+        pairs[what] = (git_there.get(key, missing), git_here.get(key, "no repository"))
     return pairs
 
 

@@ -5,7 +5,7 @@ The tolerance is for another machine, whose kernels round otherwise, which a tra
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -83,7 +83,12 @@ def _cut_values(epoch: int, cuts: Iterable[dict[str, Any]]) -> dict[Place, Any]:
 
 
 def compare_runs(recorded: Run, again: Run, *, exact: bool) -> Comparison:
-    """Compare a run with its record; see the module's docstring. `exact`: also the weights, tensor by tensor."""
+    """Compare a run with its record; see the module's docstring. `exact`: also the weights, tensor by tensor.
+
+    Where the record's model file is gone, only what its row of the table holds is compared.
+    """
+    if recorded.saved is None:
+        again = replace(again, saved=None)
     there, here = recorded.values(), again.values()
     last = recorded.record.epochs or 0
     places = [place for place in sorted({*there, *here}) if exact or _counts(place, last)]

@@ -61,7 +61,7 @@ def prepare(directory: Path, name: str | None, overrides: list[str]) -> Prepared
         recorded_store(sweep.paths, sweep.config.name)
         job = recorded_job(record)
         changes = run_changes(saved, job, config, changes)
-        starts = list(start_files(sweep, job).values())
+        starts = list(start_files(sweep, job, config).values())
         changes += [
             Change(f"start {file}", "as recorded", "another network", input=True)
             for file in changed_starts(saved, starts)

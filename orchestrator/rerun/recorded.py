@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.config import SweepConfig
 from orchestrator.jobs import Job, stage_one_of
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord
@@ -42,13 +43,14 @@ def saved_run(paths: SweepPaths, name: str) -> SavedModel | None:
     return load_model(file) if file.exists() else None
 
 
-def start_files(sweep: Sweep, job: Job) -> dict[str, Path]:
-    """Return the model files that the job reads, by the names of their runs: its start, and the teacher of a distillation.
+def start_files(sweep: Sweep, job: Job, config: SweepConfig) -> dict[str, Path]:
+    """Return the model files that the job reads with `config`, by the names of their runs: its start, and the teacher of a
+    distillation.
 
     Raises SweepError where one is not there.
     """
     names = [] if job.source is None else [job.source]
-    if job.stage == "finetune" and sweep.config.finetune.distillation.weight > 0:
+    if job.stage == "finetune" and config.finetune.distillation.weight > 0:
         names.append(stage_one_of(job.settings).name)
     return {name: _existing(sweep, job, name) for name in names}
 

@@ -95,7 +95,7 @@ def repeat_run(prepared: Prepared, output: Path | None = None, seed: int | None 
         config = replace(config, resources=replace(config.resources, gpus_per_trial=1.0))
     if seed is not None:
         job, config = replace(job, repeat=0), replace(config, training=replace(config.training, seed=seed))
-    starts = start_files(sweep, job)
+    starts = start_files(sweep, job, config)
     root = _new_folder(sweep, name, output)
     paths, new_name = SweepPaths(root), f"{name}-rerun-{uuid.uuid4().hex[:6]}"  # a name that MLflow has not seen
     for source, file in starts.items():

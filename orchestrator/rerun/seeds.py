@@ -38,6 +38,11 @@ class Spread:
 def repeat_with_seeds(prepared: Prepared, count: int) -> list[Spread]:
     """Train the run with the `count` seeds after its own, from the same start, and return each metric's spread."""
     assert prepared.name is not None
+    if prepared.config.training.seed != prepared.sweep.config.training.seed:
+        raise SweepError(
+            f"--seeds counts from the run's own seed, but training.seed is set to {prepared.config.training.seed}; leave "
+            "one of them out"
+        )
     record = record_of(prepared.sweep, prepared.name)
     first = (record.seed or 0) + 1
     found = [repeat_run(prepared, seed=seed).records[0] for seed in range(first, first + count)]

@@ -35,6 +35,9 @@ def print_changes(prepared: Prepared, console: Console) -> None:
 def print_comparison(prepared: Prepared, found: Repetition, console: Console) -> None:
     """Print each difference, of many the first ones, and where all of them are."""
     what, comparison = prepared.name or "the sweep", found.comparison
+    for record in found.records if prepared.name else ():
+        if record.error:
+            console.print(f"{what} failed: {record.error.strip().splitlines()[-1]}", markup=False, soft_wrap=True)
     for text in comparison.others:
         console.print(f"Not compared: {text}", markup=False)
     if comparison.differences:

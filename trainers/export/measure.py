@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.batches import normalize
-from trainers.data import ImageData
+from trainers.data import ImageData, spread_rows
 from trainers.errors import ExportError
 from trainers.export.options import ExportOptions
 
@@ -33,12 +33,12 @@ class Measured:
 
 
 def measure(export: nn.Module, trained: nn.Module, data: ImageData, options: ExportOptions) -> Measured:
-    """Compare an export with the network it was made of, in evaluation mode, on the first validation images.
+    """Compare an export with the network it was made of, in evaluation mode, on some of the validation images.
 
     Raises ExportError where logits are not finite, and for fp32 where one differs by more than TOLERANCE, or another class
     is the first.
     """
-    rows = data.validation_rows[: options.num_compared]
+    rows = spread_rows(data.validation_rows, options.num_compared)
     found = _logits(export, data, rows, options.input == "normalized", torch.float32)
     trained = trained.eval()
     expected = _logits(trained, data, rows, True, next(trained.parameters()).dtype)

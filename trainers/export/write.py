@@ -13,7 +13,7 @@ from trainers.atomic import atomic_file
 from trainers.batches import normalize
 from trainers.config import as_record
 from trainers.cost import measure_cost
-from trainers.data import ImageData
+from trainers.data import ImageData, spread_rows
 from trainers.errors import ExportError
 from trainers.export.folding import Folded, fold_batch_norm
 from trainers.export.formats import PACKERS, Metadata, Packed, onnx_model, pack_onnx
@@ -78,13 +78,16 @@ def _packed(folded: Folded, saved: SavedModel, data: ImageData, options: ExportO
     program = trace(module, saved.spec.sample_shape, torch.uint8 if pixels else torch.float32)
     if options.weights != "int8":
         return PACKERS[options.format](program)
-    images = data.images[data.train_rows[: options.num_calibration]]
+    images = data.images[spread_rows(data.train_rows, options.num_calibration)]
     inputs = images if pixels else normalize(images, data, torch.float32)
     return pack_onnx(program, quantize(onnx_model(program), inputs.contiguous().numpy()))
 
 
 def _require_deployed(saved: SavedModel, data: ImageData) -> None:
-    if saved.form.decomposition is not None and saved.form.layers is None:
+    of_training = saved.form.decomposition is not None and saved.form.layers is None
+    # some methods train the dense network, and cut it afterwards
+    uncut = saved.config.get("stage") in ("pretrain", "compress") and saved.form.layers is None
+    if of_training or uncut:
         raise ExportError(
             "the network must be in the form that is deployed, but is in that of training; export a fine-tuned finalist or "
             "the dense baseline"
