@@ -130,9 +130,12 @@ class Ledger:
                 run.curve += [{"epoch": run.epoch, **cut} for cut in result["curve"] or []]
                 if not result["replayed"]:
                     self._epoch_durations.append(result["duration_s"])
-            # of an epoch that is told again only what came since, the test metrics: one that is trained again, for its
-            # checkpoint was lost with a node, has another time, and MLflow would have it twice
-            new = {key: value for key, value in result["metrics"].items() if is_new or key not in run.metrics}
+            # one that is trained again, for its checkpoint was lost with a node, has another time: MLflow would have it
+            # twice. A run that ended early has told of its last epoch, and tells of it again with the test metrics
+            is_last = result.get("finished", False)
+            new = {
+                key: value for key, value in result["metrics"].items() if is_new or (is_last and key not in run.metrics)
+            }
             run.metrics, run.ended_at_s = result["metrics"], result["ended_at_s"]
         if new:
             self._tracker.log_metrics(name, new, result["epoch"], result["ended_at_s"])

@@ -254,10 +254,8 @@ def _finetune(
 
     by_name = {trial.name: trial for trial in ledger.records("trial")}
     longest = max(1 + len(chain(by_name[trial_of(pick.name)], by_name)) for pick in picks)
-    if (
-        begun := read_state(paths).baseline_trials
-    ) is not None:  # it goes on from its checkpoint, as long as it was to be
-        longest = begun
+    # one that has begun goes on from its checkpoint, as long as it was to be
+    longest = read_state(paths).baseline_trials or longest
     change_state(paths, baseline_trials=longest)
     # the longest first
     jobs = [

@@ -37,7 +37,8 @@ def publish(ledger: Ledger, config: SweepConfig, paths: SweepPaths, tracker: "Tr
         file.write(front_png(records, config.finetune))
     _tag(front, records, paths, tracker)
     if values := _final_values(front):
-        tracker.log_metrics(PARENT, values, len(ledger.records("trial")), max(r.ended_at_s or 0.0 for r in records))
+        ended_at_s = max(record.ended_at_s or 0.0 for record in records)
+        tracker.log_metrics(PARENT, values, len(ledger.records("trial")), ended_at_s, replaces=True)
     note = sweep_note(front, records, config, paths.front_picture.name, tracker.run_id(PARENT))
     picks = {f"pick_{name}": point.name for name, point in front.picks.items()}
     tracker.set_tags(PARENT, {NOTE_TAG: note, **picks})

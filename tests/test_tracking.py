@@ -145,7 +145,7 @@ def test_what_comes_with_the_last_epoch_once_more_is_told_as_well(target, tmp_pa
         {"val_accuracy": 0.5},
         {"val_accuracy": 0.5, "test_accuracy": 0.4},
     ):  # it ended early, and was tested
-        ledger.reported(job.name, {**result, "metrics": metrics})
+        ledger.reported(job.name, {**result, "metrics": metrics, "finished": "test_accuracy" in metrics})
     ledger.ended(job.name, None)
     closed(tracker)
     client, run_id = MlflowClient(target.uri), tracker.run_id(job.name)
@@ -171,6 +171,15 @@ def test_an_epoch_that_a_driver_of_another_folder_recorded_is_not_recorded_again
         (1, 1_001_000), (2, 1_002_000), (3, 1_003_000), (4, 2_004_000)
     ]  # fmt: skip
     assert len(client.get_metric_history(run_id, "test_accuracy")) == 4
+
+
+def test_what_the_parent_run_has_reached_may_change_at_the_same_step(target, tmp_path):
+    for time_s, best in ((1000.0, 0.8), (2000.0, 0.9)):  # `rankfront finetune` trained more finalists
+        tracker = opened(target, tmp_path)
+        tracker.start_run(PARENT, "sweep", {}, {})
+        tracker.log_metrics(PARENT, {"best_val_accuracy": best}, 12, time_s, replaces=True)
+        closed(tracker)
+    assert MlflowClient(target.uri).get_run(tracker.run_id(PARENT)).data.metrics == {"best_val_accuracy": 0.9}
 
 
 def test_a_run_that_failed_and_succeeds_at_the_next_start_has_no_error_any_more(target, tmp_path, small_sweep):
@@ -229,7 +238,7 @@ def test_what_a_store_refuses_is_kept_aside_and_holds_nothing_up(target, tmp_pat
     closed(tracker)
     assert "MLflow refuses a record of trial-0000 (metrics)" in caplog.text
     (line,) = (tmp_path / "tracking" / "refused.jsonl").read_text().splitlines()
-    assert json.loads(line)["value"] == {"step": 1, "values": {"val_accuracy": 0.5}}
+    assert json.loads(line)["value"] == {"step": 1, "values": {"val_accuracy": 0.5}, "replaces": False}
     assert MlflowClient(target.uri).get_run(tracker.run_id("trial-0001")).data.metrics == {"val_accuracy": 0.5}
 
 

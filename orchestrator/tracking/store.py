@@ -128,7 +128,10 @@ class RunStore:
                 self._flush(name, metrics, tags, artifacts)
                 self._start(name, value, time_ms)
             elif event.kind == "metrics":
-                metrics += self._new_metrics(name, value["values"], value["step"], time_ms)
+                values = value["values"]
+                if not value.get("replaces", False):
+                    values = self._not_recorded(name, values, value["step"], time_ms)
+                metrics += [Metric(key, number, time_ms, value["step"]) for key, number in values.items()]
             elif event.kind == "tags":
                 tags |= value
             elif event.kind == "artifact":
@@ -190,19 +193,18 @@ class RunStore:
         for start in range(0, len(new), _MAX_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + _MAX_PARAMS])
 
-    def _new_metrics(self, name: str, values: Mapping[str, float], step: int, time_ms: int) -> list[Metric]:
+    def _not_recorded(self, name: str, values: Mapping[str, float], step: int, time_ms: int) -> Mapping[str, float]:
         """Leave out what an earlier process has recorded of this step at another time: it was trained again."""
         recorded = self._recorded.get(self._ids.get(name, ""))
-        if recorded is not None:
-            kept = {}
-            for key, number in values.items():
-                if key not in recorded.times and key in recorded.keys:
-                    history = self.client.get_metric_history(self._ids[name], key)
-                    recorded.times[key] = {metric.step: metric.timestamp for metric in history}
-                if recorded.times.get(key, {}).get(step, time_ms) == time_ms:
-                    kept[key] = number
-            values = kept
-        return [Metric(key, number, time_ms, step) for key, number in values.items()]
+        if recorded is None:
+            return values
+        for key in values:
+            if key in recorded.keys and key not in recorded.times:
+                history = self.client.get_metric_history(self._ids[name], key)
+                recorded.times[key] = {metric.step: metric.timestamp for metric in history}
+        return {
+            key: value for key, value in values.items() if recorded.times.get(key, {}).get(step, time_ms) == time_ms
+        }
 
     def _known(self, name: str) -> str:
         """Return the run's id; a run that was recorded in another store gets one in this that has ended, without params."""

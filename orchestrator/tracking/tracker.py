@@ -55,10 +55,15 @@ class Tracker:
         texts = {key: str(value) for key, value in params.items()}
         self._put(name, "start", {"stage": stage, "params": texts, "tags": dict(tags), "source": source})
 
-    def log_metrics(self, name: str, metrics: Mapping[str, float], step: int, time_s: float) -> None:
-        """Record what was measured at `time_s`, the same moment whenever it is told again."""
+    def log_metrics(
+        self, name: str, metrics: Mapping[str, float], step: int, time_s: float, *, replaces: bool = False
+    ) -> None:
+        """Record what was measured at `time_s`, the same moment whenever it is told again.
+
+        Of a step that a run had before it was taken up again the first value stays, unless a later one `replaces` it.
+        """
         values = {key: float(value) for key, value in metrics.items()}
-        self._put(name, "metrics", {"step": step, "values": values}, time_s)
+        self._put(name, "metrics", {"step": step, "values": values, "replaces": replaces}, time_s)
 
     def set_tags(self, name: str, tags: Mapping[str, str]) -> None:
         """Set or replace tags of a run."""
