@@ -21,7 +21,6 @@ from orchestrator.report.settings import (
     ABSENT,
     importances,
     make_axis,
-    parameters_of,
     settings_axes,
     study_trials,
 )
@@ -168,8 +167,6 @@ class TestSettings:
         assert sum(found.accuracy.values()) == pytest.approx(1)
         assert importances(trials[:5]) == "at least 10 complete trials are needed, but the study has 5"
         assert (tmp_path / "study.journal").read_bytes() == before
-        assert parameters_of(trials, trial(7, 0.9, 500)) == trials[7].params
-        assert parameters_of(trials, trial(99, 0.9, 500)) is None
 
     def test_a_damaged_journal_costs_its_picture_alone(self, tmp_path, directory):
         (directory / "study.journal").write_text("no journal\n")
