@@ -6,6 +6,7 @@ Each event goes to MLflow, to `results.parquet` (as soon as a run has ended) and
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,8 @@ class Ledger:
         tags = {"method": "dense" if job.stage == "dense" else method.method, "pareto": "false"}
         self._tracker.start_run(job.name, job.stage, params, tags, job.source)
         self._tracker.set_tags(job.name, {"state": "RUNNING"})
-        self._paths.run(job.name).mkdir(parents=True, exist_ok=True)  # so that the next start knows that it has begun
+        with suppress(FileExistsError):  # a file: the run says so
+            self._paths.run(job.name).mkdir(parents=True, exist_ok=True)  # the next start knows that it has begun
         with self._lock:
             self._open[job.name] = OpenRun(job)
 

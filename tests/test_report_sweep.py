@@ -53,13 +53,15 @@ def test_the_model_is_loaded_as_the_page_says(reported):
     assert sum(parameter.numel() for parameter in space["model"].parameters()) == sweep.series.finalists[0].params
 
 
-def test_the_trial_is_asked_for_again_with_its_own_parameters(reported):
-    _, page = reported
-    words = shlex.split(commands(page, "rankfront sweep")[0])
-    output = words.index("--output")
-    checked = [RANKFRONT, "validate", *words[2:output]]
-    done = subprocess.run(checked, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "num_trials: 1\n" in done.stdout
-    assert re.search(r"first_points:\n\s+- energy: 0\.\d+", done.stdout)
-    assert words[output + 1].endswith(tuple(f"sweep-{n:04d}" for n in range(99)))
+def test_a_finalist_and_its_trial_are_trained_again_as_the_page_says(reported):
+    sweep, page = reported
+    found = commands(page, "rankfront rerun")
+    assert len(found) == len(sweep.series.finalists)
+    for record, block in zip(sweep.series.finalists, found, strict=True):
+        assert [shlex.split(line)[-1] for line in block.splitlines()] == [record.source, record.name]
+    trial, finetuning = found[0].splitlines()
+    for command in (trial, finetuning):
+        verified = [RANKFRONT, *shlex.split(command)[1:], "--verify"]
+        done = subprocess.run(verified, capture_output=True, text=True, check=False, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "are equal, bit for bit" in done.stdout
