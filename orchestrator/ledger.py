@@ -158,7 +158,8 @@ class Ledger:
             self._records[name] = record
         self.save()
         # it never goes on, and weights with their optimizer's state fill disks
-        if record.state == "PRUNED" or (record.state == "FAIL" and record.stage == "trial"):
+        is_over = record.state == "PRUNED" or (record.state == "FAIL" and record.stage == "trial")
+        if is_over and self._paths.has_begun(name):
             remove_checkpoints(self._paths.run(name) / CHECKPOINT_FILE)
         return record
 
