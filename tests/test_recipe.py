@@ -115,6 +115,7 @@ def test_an_interrupted_stage_resumes_to_the_uninterrupted_result(setting, tmp_p
     torch.manual_seed(12345)  # another process's state
     resumed = list(starts[name]())
     assert [result.replayed for result in resumed] == [epoch <= stop_after for epoch in (1, 2, 3)]
+    assert [result.judged for result in resumed] == [epoch < stop_after for epoch in (1, 2, 3)]
     assert metrics(resumed) == metrics(whole[name])
     a, b = (load_model(tmp_path / part / name / "model.pt").model.state_dict() for part in ("whole", "cut"))
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -126,7 +127,7 @@ def test_a_finished_stage_yields_its_record_and_trains_nothing(setting, tmp_path
     changed = (tmp_path / "model.pt").stat().st_mtime_ns
     again = list(pretrain(setting, METHOD, tmp_path))
     assert metrics(again) == metrics(first)
-    assert all(result.replayed for result in again)
+    assert all(result.replayed and result.judged for result in again)
     assert (tmp_path / "model.pt").stat().st_mtime_ns == changed
 
 

@@ -35,7 +35,8 @@ class EpochResult:
 
     `curve` holds the cuts that were scored after this epoch (`trainers.curve`). A resumed training yields its earlier
     epochs' results again, unchanged, with `replayed` set, and with `judged` all but the newest: whoever stops trainings
-    early had let it go on from there, where of the newest it is not known that anybody had heard.
+    early had let it go on from there, where of the newest it is not known that anybody had heard. One that has ended was
+    let go on to its end.
     """
 
     epoch: int

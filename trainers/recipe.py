@@ -347,7 +347,7 @@ def _recorded(model_file: Path, stage: Stage) -> Steps:
     saved = load_model(model_file)
     require_same_config(model_file, saved.config, stage.config)
     try:
-        results = [EpochResult(**record, replayed=True) for record in saved.history]
+        results = [EpochResult(**record, replayed=True, judged=True) for record in saved.history]  # it went to its end
     except TypeError as error:
         raise CheckpointError(f"{model_file} must hold the results of each epoch, but: {error}; remove it") from error
     yield from results
