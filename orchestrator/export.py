@@ -17,8 +17,8 @@ from trainers.export.options import ExportOptions
 from trainers.export.write import ExportReport, export_model
 from trainers.recipe import MODEL_FILE
 
+_MADE_DENSE = "made_dense"  # in a run's metadata
 _FACTS = ("stage", "source", "method", "decomposition", "rank_rule", "seed", "epochs")
-MADE_DENSE = "made_dense"  # in a run's metadata
 _SCORES = ("val_accuracy", "val_top5_accuracy", "test_accuracy", "test_top5_accuracy", "test_macro_f1")
 
 
@@ -85,7 +85,7 @@ def _named(paths: SweepPaths, name: str) -> Source:
     deployed = paths.deployed(run)  # where `rankfront latency` found layers that are faster dense
     if not deployed.exists():
         return Source(model_file, paths.config, _record(paths, run))
-    return Source(deployed, paths.config, {**_record(paths, run), MADE_DENSE: _made_dense(paths, run)})
+    return Source(deployed, paths.config, {**_record(paths, run), _MADE_DENSE: _made_dense(paths, run)})
 
 
 def _made_dense(paths: SweepPaths, run: str) -> dict[str, Any]:
@@ -108,21 +108,22 @@ def described(report: ExportReport) -> list[str]:
     found, cost, weights = report.measured, report.metadata["cost"], report.metadata["weights"]
     batch_norm = f"{report.folded} BatchNorm folded" + (f", {report.left} left" if report.left else "")
     low_rank = sum(layer["form"] == "low_rank" for layer in report.metadata["layers"])
-    made_dense = report.metadata.get("run", {}).get(MADE_DENSE, {})
+    made_dense = report.metadata.get("run", {}).get(_MADE_DENSE, {})
+    dense = []
+    if made_dense.get("layers"):
+        timed = ", ".join(f"{key} {made_dense[key]}" for key in ("engine", "batch", "threads") if key in made_dense)
+        dense.append(
+            f"Dense    {', '.join(made_dense['layers'])}: faster so, as `rankfront latency` measured ({timed}); time them "
+            "with what the file is for"
+        )
     lines = [
         f"{report.path}: {report.size_bytes:,} bytes, {report.nodes} nodes, weights {weights}, {batch_norm}",
         f"Network  {cost['macs']:,} MACs ({100 * cost['macs_ratio']:.1f}% of the dense network's), {low_rank} low-rank "
         f"layers, {cost['params']:,} parameters ({100 * cost['params_ratio']:.1f}%)",
+        *dense,
         f"Parity   on {found.images} validation images: logits differ by {found.max_abs_error:.2e} at most (the largest is "
         f"{found.max_abs_logit:.3g}), the first class agrees on {100 * found.top1_agreement:.2f}%",
     ]
-    if made_dense.get("layers"):
-        timed = ", ".join(f"{key} {made_dense[key]}" for key in ("engine", "batch", "threads") if key in made_dense)
-        lines.insert(
-            2,
-            f"Dense    {', '.join(made_dense['layers'])}: faster so, as `rankfront latency` measured ({timed}); time them "
-            "with what the file is for",
-        )
     if found.val_accuracy is not None:
         before = report.metadata["accuracy"].get("val_accuracy")
         was = "" if before is None else f" (as trained {100 * before:.2f}%)"

@@ -19,6 +19,7 @@ from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName, State, Table
+from orchestrator.scheduler import is_last
 from orchestrator.tracking.spool import PARENT
 from trainers.checkpoint import remove_checkpoints
 from trainers.config import as_record
@@ -134,9 +135,10 @@ class Ledger:
                     self._epoch_durations.append(result["duration_s"])
             # one that is trained again, for its checkpoint was lost with a node, has another time: MLflow would have it
             # twice. A run that ended early has told of its last epoch, and tells of it again with the test metrics
-            is_last = result.get("finished", False)
             new = {
-                key: value for key, value in result["metrics"].items() if is_new or (is_last and key not in run.metrics)
+                key: value
+                for key, value in result["metrics"].items()
+                if is_new or (is_last(result) and key not in run.metrics)
             }
             run.metrics, run.ended_at_s = result["metrics"], result["ended_at_s"]
         if new:

@@ -67,11 +67,8 @@ def require_ours_or_empty(paths: SweepPaths, config: SweepConfig) -> None:
     """Check that the output directory is new or holds this sweep; only where and how much it runs may have changed."""
     if paths.config.exists():
         there, here = _fixed_settings(load_config(paths.config)), _fixed_settings(config)
-        changed = [
-            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
-            for key in here | there
-            if there.get(key) != here.get(key)
-        ]
+        differ = differences(there, here)
+        changed = [f"{key}: {theirs!r} there, {ours!r} here" for key, (theirs, ours) in differ.items()]
         if changed:
             raise SweepError(
                 f"{paths.root} holds a sweep of another configuration ({'; '.join(changed)}); use another --output"
@@ -115,6 +112,12 @@ def flatten(record: dict[str, object], prefix: str = "") -> dict[str, object]:
     for key, value in record.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def differences(there: dict[str, object], here: dict[str, object]) -> dict[str, tuple[object, object]]:
+    """Return the values of both by the keys of flat settings that differ, None where one has not the key."""
+    pairs = {key: (there.get(key), here.get(key)) for key in there | here}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 _FREE_SEARCH_SETTINGS = ("num_trials", "max_concurrent", "ask_batch", "warm_start")

@@ -72,10 +72,6 @@ class SweepPaths:
         """The URL that the folder is sent to (`stored.opened`)."""
         return self.root / ".mirror.json"
 
-    def has_begun(self, name: str) -> bool:
-        """Whether the run of that name has ever been started."""
-        return self.run(name).is_dir()
-
     @property
     def mirror_lock(self) -> Path:
         """Held by the process that sends the folder to a URL."""
@@ -176,3 +172,7 @@ class SweepPaths:
     def run(self, name: str) -> Path:
         """The folder of one run: `checkpoint.pt` while it trains, `model.pt` when it has ended."""
         return self.root / "runs" / name
+
+    def has_begun(self, name: str) -> bool:
+        """Whether the run of that name has ever been started."""
+        return self.run(name).is_dir()

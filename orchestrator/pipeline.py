@@ -222,9 +222,8 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
     config = with_measured_share(config, plan.starts, data)
     run_jobs([pretrain_job(start) for start in plan.starts], config, paths, data, ledger)
     _require_complete(ledger.records("pretrain"))
-    trials = ledger.records("trial")
     cut_off = begun_trials(study, paths.has_begun)  # they go on, whatever ends the search now
-    missing = max(config.search.num_trials - len(trials), len(cut_off))
+    missing = max(config.search.num_trials - len(ledger.records("trial")), len(cut_off))
     ends = {"num_trials": config.search.num_trials, "stop": as_record(config.stop)}
     if (
         missing > 0 and read_state(paths).search_over != ends

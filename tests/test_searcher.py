@@ -119,7 +119,7 @@ class TestBatches:
 
     def test_one_more_is_kept_ready_once_a_worker_had_to_wait(self, study):
         def asked_for():
-            background.submit(int).result()  # after all that was handed in before
+            background.wait()
             return len(study.trials)
 
         with Background() as background:

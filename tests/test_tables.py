@@ -115,7 +115,7 @@ def test_the_recipes_run_as_they_stand(library, records, tmp_path, pytestconfig,
 
 
 def test_with_several_seeds_a_network_is_on_the_front_by_their_mean():
-    """The first seed of `a` is dominated by the only one of `b`, its mean is not."""
+    """The first seed of finetune-0000 is dominated by finetune-0001, its mean is not."""
     runs = [
         run("finetune-0000", "finetune", 500, val_accuracy=0.80),
         run("finetune-0000-repeat-1", "finetune", 500, val_accuracy=0.96),

@@ -10,7 +10,6 @@ from typing import Any
 import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from optuna.trial import FrozenTrial
 
 from orchestrator import terminal
 from orchestrator.curves import trial_of
@@ -34,8 +33,8 @@ class Pick:
     rerun: str
 
 
-def report_page(sweep: Sweep, study: Sequence[FrozenTrial], pictures: Sequence[Picture]) -> str:
-    """Return the page; `study` holds the trials of the sweep's Optuna study. It is meant for a browser, opened as a file."""
+def report_page(sweep: Sweep, pictures: Sequence[Picture]) -> str:
+    """Return the page. It is meant for a browser, opened as a file."""
     series = sweep.series
     trials = sweep.trials
     return page(

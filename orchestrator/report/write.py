@@ -18,10 +18,9 @@ def write_report(directory: Path, output: Path, png: Path | None = None) -> list
     Returns the files written. Raises SweepError where there is nothing to report, or pictures cannot be made into files.
     """
     sweep = read_sweep(directory)
-    study = study_trials(sweep.paths.study)
-    drawn = pictures(sweep, study)
+    drawn = pictures(sweep, study_trials(sweep.paths.study))
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(report_page(sweep, study, drawn), encoding="utf-8")
+    output.write_text(report_page(sweep, drawn), encoding="utf-8")
     written = [output]
     if png is not None:
         written += write_images({each.key: each.figure for each in drawn if each.figure is not None}, png)

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.config import SweepConfig
 from orchestrator.jobs import Job, job_configs, job_epochs
-from orchestrator.output import flat_settings, flatten
+from orchestrator.output import differences, flat_settings, flatten
 from orchestrator.report.sweep import Sweep
 from trainers.config import as_record
 from trainers.data import ImageData
@@ -30,8 +30,8 @@ class Change:
 
 def setting_changes(sweep: Sweep, config: SweepConfig) -> list[Change]:
     """Return the settings of the sweep that `config`, its own with overrides, changes."""
-    there, here = flat_settings(sweep.config), flat_settings(config)
-    return [Change(key, there.get(key), here.get(key)) for key in there | here if there.get(key) != here.get(key)]
+    differ = differences(flat_settings(sweep.config), flat_settings(config))
+    return [Change(key, there, here) for key, (there, here) in differ.items()]
 
 
 def run_changes(saved: SavedModel | None, job: Job, config: SweepConfig, overridden: list[Change]) -> list[Change]:
