@@ -6,7 +6,7 @@ Each way can be taken again on a study that goes on, whenever it was cut off: wh
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,27 +83,39 @@ def add_curve(study: optuna.Study, trial_number: int, points: Sequence[CurvePoin
     From ALL_CUTS_UP_TO trials on, only points that no feasible trial of the study dominates are added: a proposal takes as
     long as the study is large, and dominated points teach the sampler what many others did.
     """
+    return add_curves(study, {trial_number: points})
+
+
+def add_curves(study: optuna.Study, curves: Mapping[int, Sequence[CurvePoint]]) -> int:
+    """Do as `add_curve` for several trials, by the numbers of their runs' names; the study is read once."""
     trials = study.get_trials(deepcopy=False)
-    name = run_name(trials[trial_number])
-    same = [trial for trial in trials if run_name(trial) == name and ADDED not in trial.user_attrs]
-    # one that was cut off was asked for again, and may have had parameters missing
-    source = max(same, key=lambda trial: (trial.state == TrialState.COMPLETE, trial.number))
-    there = {_key(source.params)} | {
-        _key(trial.params)
-        for trial in trials
-        if trial.user_attrs.get(ADDED) == CURVE and trial.user_attrs[SOURCE] == name
-    }
-    before = len(there)
+    names = {run_name(trials[number]): points for number, points in curves.items()}
+    sources: dict[str, FrozenTrial] = {}
+    told = {name: set[str]() for name in names}
+    for trial in trials:
+        if ADDED not in trial.user_attrs and (name := run_name(trial)) in names:
+            # one that was cut off was asked for again, and may have had parameters missing
+            sources[name] = max(sources.get(name, trial), trial, key=_completeness)
+        elif trial.user_attrs.get(ADDED) == CURVE and (name := trial.user_attrs[SOURCE]) in names:
+            told[name].add(_key(trial.params))
     best = _feasible_front(trials) if len(trials) >= ALL_CUTS_UP_TO else np.empty((0, 2))
-    for point in points:
-        assert point.trial == name, (point.trial, name)
-        if _is_dominated(point, best):
-            continue
-        trial = _curve_trial(study, source, point)
-        if trial is not None and _key(trial.params) not in there:
-            there.add(_key(trial.params))
-            study.add_trial(trial)
-    return len(there) - before
+    num_added = 0
+    for name, points in names.items():
+        there = told[name] | {_key(sources[name].params)}
+        for point in points:
+            assert point.trial == name, (point.trial, name)
+            if _is_dominated(point, best):
+                continue
+            found = _curve_trial(study, sources[name], point)
+            if found is not None and (key := _key(found.params)) not in there:
+                there.add(key)
+                study.add_trial(found)
+                num_added += 1
+    return num_added
+
+
+def _completeness(trial: FrozenTrial) -> tuple[bool, int]:
+    return trial.state == TrialState.COMPLETE, trial.number
 
 
 def _feasible_front(trials: Sequence[FrozenTrial]) -> Points:

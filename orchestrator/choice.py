@@ -37,7 +37,12 @@ class Choice:
             raise SweepError(
                 "at least one trial must have ended complete, but none of this sweep has; finish its search"
             )
-        return self._named(cuts) if self.names else self._within_limits(within_reach(cuts, fine_tuned(records)), config)
+        if self.names:
+            return self._named(cuts)
+        tuned = fine_tuned(records)
+        return self._within_limits(
+            within_reach(cuts, tuned), " that may get past the finalists" if tuned else "", config
+        )
 
     def _named(self, cuts: list[RunRecord]) -> list[RunRecord]:
         by_name = {cut.name: cut for cut in cuts}
@@ -46,7 +51,7 @@ class Choice:
                 raise SweepError(unknown_name("candidate", name, by_name))
         return [by_name[name] for name in dict.fromkeys(self.names)]
 
-    def _within_limits(self, cuts: list[RunRecord], config: SweepConfig) -> list[RunRecord]:
+    def _within_limits(self, cuts: list[RunRecord], which: str, config: SweepConfig) -> list[RunRecord]:
         kept = [cut for cut in cuts if feasible(cut, config.search.constraints) and self.limits.admit(point_of(cut))]
         if self.knee and kept:
             points = {point_of(cut): cut for cut in kept}
@@ -56,7 +61,7 @@ class Choice:
         if not picks:
             least = min(cuts, key=lambda cut: cut.macs or 0)
             raise SweepError(
-                f"at least one candidate must have {self.limits} before fine-tuning, but none of {len(cuts)} has; the "
-                f"fewest MACs are {least.macs:,}; relax a limit"
+                f"at least one candidate must have {self.limits} before fine-tuning, but none of {len(cuts)}{which} has; "
+                f"the fewest MACs are {least.macs:,}; relax a limit"
             )
         return picks

@@ -33,4 +33,4 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:  # a full or failing disk; every finished run is in its files
         print(f"Error: {error}; when that is mended, the same command goes on", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2)

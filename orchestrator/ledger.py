@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.config import SweepConfig
-from orchestrator.curves import candidates, curve_table
+from orchestrator.curves import curve_table
 from orchestrator.jobs import Job, job_configs, job_epochs
-from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.output import write_text
 from orchestrator.paths import SweepPaths
 from orchestrator.records import RunRecord, StageName, State, Table
+from orchestrator.running_front import RunningFront
 from orchestrator.scheduler import is_last
 from orchestrator.tracking.spool import PARENT
 from trainers.checkpoint import remove_checkpoints
@@ -93,7 +93,7 @@ class Ledger:
         self._records = {record.name: record for record in records}
         self._open: dict[str, OpenRun] = {}
         self._epoch_durations: list[float] = []
-        self._front = front_of(candidates(self.records("trial")))
+        self._front = RunningFront(self.records("trial"))
         self._lock = threading.Lock()
 
     def record(self, name: str) -> RunRecord | None:
@@ -198,12 +198,11 @@ class Ledger:
 
     def _progress(self, trial: RunRecord) -> None:
         """Tell the parent run how far the front has come with this trial, which is not in the table yet."""
-        self._front = front_of([*self._front, *candidates([trial])])
-        if self._front:
-            best = max(accuracy_of(point) or 0.0 for point in self._front)
-            values = {"hypervolume": front_hypervolume(self._front), "front_size": len(self._front), "best_score": best}
-            step = 1 + len(self.records("trial"))
-            self._tracker.log_metrics(PARENT, values, step, trial.ended_at_s or time.time())
+        front = self._front
+        front.add([trial])
+        if (best := front.best_accuracy) is not None:
+            values = {"hypervolume": front.hypervolume, "front_size": len(front.cuts), "best_score": best}
+            self._tracker.log_metrics(PARENT, values, front.num_trials, trial.ended_at_s or time.time())
 
     def _record_of(self, run: OpenRun, state: State, error: str | None) -> RunRecord:
         job, metrics = run.job, run.metrics

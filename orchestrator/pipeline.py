@@ -46,6 +46,7 @@ from orchestrator.records import RunRecord, read_records
 from orchestrator.storage import storage_errors
 from orchestrator.sync import opened_tracker
 from orchestrator.tracking.spool import PARENT
+from orchestrator.tuned import finetune_name
 from search_spaces import find_search_space
 from trainers.config import as_record
 from trainers.cost import Cost
@@ -116,8 +117,9 @@ def _run(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, console: Conso
 def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console: Console) -> SweepFront:
     """Fine-tune more of a sweep's candidates, each `repeats` times (None: as the sweep says); returns the front with them.
 
-    What is fine-tuned already stays, and is not run again. Raises SweepError, before anything is trained, where there is no
-    finished search in `directory` or nothing to choose, where a run fails, and StorageError as `run_sweep` does.
+    What is fine-tuned already stays, and is not run again; where that is all, it is said. Raises SweepError, before anything
+    is trained, where there is no finished search in `directory` or nothing to choose, where a run fails, and StorageError as
+    `run_sweep` does.
     """
     import ray
 
@@ -130,9 +132,14 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
     with storage_errors(paths.root), opened_tracker(paths) as tracker:
         config, records = load_config(paths.config), read_records(paths.results)
         picks = choice.of(records, config)
+        repeats = repeats or config.finetune.repeats
+        if read_state(paths).finetuning is None and _all_tuned(picks, repeats, records):
+            console.print(
+                f"Fine-tuned already: {', '.join(pick.name for pick in picks)}", highlight=False, soft_wrap=True
+            )
+            return sweep_front(records)
         images = load_train_validation(config.data)
         ledger = Ledger(config, paths, tracker, records)
-        repeats = repeats or config.finetune.repeats
         change_state(paths, finetuning={"names": [pick.name for pick in picks], "repeats": repeats})
         tracker.start_run(PARENT, "sweep", {}, {})
         with _concluding(ledger, config, paths, tracker):
@@ -145,6 +152,11 @@ def run_finetuning(directory: Path, choice: Choice, repeats: int | None, console
             _log_models(ledger, config, paths, images, tracker)
         change_state(paths, finetuning=None)
     return sweep_front(ledger.records())
+
+
+def _all_tuned(picks: list[RunRecord], repeats: int, records: list[RunRecord]) -> bool:
+    done = {record.name for record in records if record.stage == "finetune" and record.state == "COMPLETE"}
+    return all(finetune_name(pick.name, repeat) in done for pick in picks for repeat in range(repeats))
 
 
 @contextmanager
@@ -198,16 +210,15 @@ def _describe(
 
 def _open_study(config: SweepConfig, paths: SweepPaths, trials: list[RunRecord]) -> "Study":
     """Open the sweep's study and tell it what a driver that was killed did not."""
-    from orchestrator.added_trials import add_curve, begin
+    from orchestrator.added_trials import add_curves, begin
     from orchestrator.study import open_study, reconcile
 
     search = config.resolved_search
     study = open_study(paths.study, config.name, search.seed, search.sampler, search.constraints)
     begin(study, find_search_space(config.search_space), search)
     reconcile(study, {trial.name: trial for trial in trials})
-    for trial in trials:
-        if trial.trial_number is not None and (points := final_curve(trial)):
-            add_curve(study, trial.trial_number, points)
+    curves = {trial.trial_number: final_curve(trial) for trial in trials if trial.trial_number is not None}
+    add_curves(study, {number: points for number, points in curves.items() if points})
     return study
 
 

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.config import ResourcesConfig
@@ -69,7 +70,7 @@ def connect() -> "BaseContext":
     try:
         if address:
             return ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
-        with _on_loopback():
+        with _on_loopback(), _in_own_groups():
             return ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # on a machine that is too busy to start it in time, Ray raises just that
         raise SweepError(
@@ -92,6 +93,24 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = usual
+
+
+@contextmanager
+def _in_own_groups() -> Iterator[None]:
+    """Let the servers of a Ray that starts be in process groups of their own; on Linux they still end with this process.
+
+    Else a signal to its group, as a shell's `kill %1` and `timeout` send it, ends them as well, and a driver that was just
+    waiting for an answer of theirs does not come to leave all in order: Ray ends it after a minute.
+    """
+    from ray._private import services, utils
+
+    usual = services.ConsolePopen
+    if utils.detect_fate_sharing_support():
+        services.ConsolePopen = partial(usual, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = usual  # type: ignore[misc]
 
 
 def _check_resources(resources: ResourcesConfig) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from orchestrator.config import StopConfig
-from orchestrator.curves import candidates
-from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
+from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
+from orchestrator.running_front import RunningFront
 
 
 class StopRules:
@@ -13,7 +13,7 @@ class StopRules:
 
     def __init__(self, config: StopConfig, cores: int) -> None:
         self._config, self._cores = config, cores
-        self._front: list[RunRecord] = []
+        self._front = RunningFront()
         self._hypervolumes: list[float] = []  # after each trial
         self._reached = False
 
@@ -38,7 +38,7 @@ class StopRules:
             return f"stop.core_hours: the trials took {core_hours:.3g} core-hours of {config.core_hours:g}"
         if config.target_accuracy is None and config.plateau_trials is None:
             return None
-        for trial in trials[len(self._hypervolumes) :]:
+        for trial in trials[self._front.num_trials :]:
             self._look_at(trial)
         if self._reached:
             return (
@@ -53,12 +53,12 @@ class StopRules:
         return None
 
     def _look_at(self, trial: RunRecord) -> None:
-        cuts, target = candidates([trial]), self._config.target_accuracy
-        self._front = front_of([*self._front, *cuts])
-        self._hypervolumes.append(front_hypervolume(self._front))
+        self._front.add([trial])
+        self._hypervolumes.append(self._front.hypervolume)
+        target = self._config.target_accuracy
         self._reached |= target is not None and any(
             (accuracy_of(cut) or 0.0) >= target and (cut.macs_ratio or 1.0) <= self._config.target_macs_ratio
-            for cut in cuts
+            for cut in self._front.cuts
         )
 
     def _is_flat(self, patience: int) -> bool:

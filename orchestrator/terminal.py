@@ -29,8 +29,17 @@ def console() -> Console:
     return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH)
 
 
-def count(value: float) -> str:
-    """Return a count in three digits or more, with its unit: 903.8 k, 40.55 M."""
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: 48 s, 12.5 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def count(value: float | None) -> str:
+    """Return a count in three digits or more, with its unit: 903.8 k, 40.55 M; a dash for None."""
+    if value is None:
+        return "–"  # noqa: RUF001  # an en dash
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if value >= size:
             return f"{value / size:.4g} {unit}"

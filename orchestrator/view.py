@@ -11,11 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config import SweepConfig
-from orchestrator.curves import candidates
 from orchestrator.jobs import dense_job, job_epochs
 from orchestrator.ledger import Ledger, OpenRun, Snapshot
-from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
 from orchestrator.records import RunRecord
+from orchestrator.running_front import RunningFront
 
 _PLAIN_TICK_S = 1.0
 _REDRAWS_PER_S = 2
@@ -28,8 +27,7 @@ class SweepView:
     def __init__(self, console: Console, config: SweepConfig, num_stage1: int) -> None:
         self._console, self._config, self._num_stage1 = console, config, num_stage1
         self._started = time.monotonic()
-        self._front: list[RunRecord] = []
-        self._num_counted = 0
+        self._front = RunningFront()
 
     @contextmanager
     def showing(self, ledger: Ledger) -> Iterator[None]:
@@ -73,14 +71,13 @@ class SweepView:
         if record.stage == "trial":
             trials = [other for other in records if other.stage == "trial"]
             front = self._front_with(trials)
-            parts.append(f"{len(trials)}/{self._config.search.num_trials} trials, front {len(front)}")
-            parts.append(f"hypervolume {front_hypervolume(front):.4f}")
+            parts.append(f"{len(trials)}/{self._config.search.num_trials} trials, front {len(front.cuts)}")
+            parts.append(f"hypervolume {front.hypervolume:.4f}")
         return f"\\[{elapsed}] {record.name}: " + ", ".join(parts)
 
-    def _front_with(self, trials: list[RunRecord]) -> list[RunRecord]:
-        """Return the front of all cuts; trials are only ever added, and those seen before are on it or do not matter."""
-        self._front = front_of([*self._front, *candidates(trials[self._num_counted :])])
-        self._num_counted = len(trials)
+    def _front_with(self, trials: list[RunRecord]) -> RunningFront:
+        """Return the front of all trials, which are only ever added."""
+        self._front.add(trials[self._front.num_trials :])
         return self._front
 
     def _table(self, snapshot: Snapshot) -> RenderableType:
@@ -90,7 +87,7 @@ class SweepView:
         front = self._front_with(trials)
         running = [run for run in snapshot.open_runs if run.job.stage == "trial"]
         waiting = max(0, self._config.search.num_trials - len(trials) - len(running))
-        best = max((accuracy_of(cut) or 0 for cut in front), default=None)
+        best = front.best_accuracy
         elapsed = time.monotonic() - self._started
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
@@ -102,7 +99,7 @@ class SweepView:
             f"{len(running)} running, {waiting} to come",
         )
         grid.add_row("best accuracy", "-" if best is None else f"{100 * best:.2f} % (validation, cut, not fine-tuned)")
-        grid.add_row("front", f"{len(front)} cuts, hypervolume {front_hypervolume(front):.4f}")
+        grid.add_row("front", f"{len(front.cuts)} cuts, hypervolume {front.hypervolume:.4f}")
         grid.add_row("time", f"{_clock(elapsed)} elapsed, about {self._remaining(snapshot)} left")
         return Group(
             Text(f"sweep {self._config.name}", style="bold"), grid, _open_table(snapshot.open_runs, self._config)

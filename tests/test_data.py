@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from trainers import data as data_module
-from trainers.batches import augment, evaluation_batches, normalize, training_batches
+from trainers.batches import evaluation_batches, normalize, training_batches
 from trainers.config import DataConfig
 from trainers.data import ImageData, check_test_split, load_test, load_train_validation, spread_rows
 from trainers.errors import ConfigError, DataError
@@ -258,6 +258,15 @@ def test_a_damaged_set_is_an_error(tmp_path):
         load_train_validation(DataConfig("mnist", root=str(tmp_path)))
 
 
+def augmented(images, augmentation):
+    """One epoch's only batch of these images."""
+    rows, channels = torch.arange(len(images)), images.shape[1]
+    data = ImageData(images, rows, rows, rows[:0], (0.0,) * channels, (1 / 255,) * channels, ("any",))
+    generator = torch.Generator().manual_seed(0)
+    ((batch, _),) = training_batches(data, len(images), augmentation, generator, torch.float64)
+    return batch.to(torch.uint8)
+
+
 class TestBatches:
     def test_an_epoch_has_every_row_once_but_for_the_last_part(self, digits):
         labels = torch.cat([y for _, y in training_batches(digits, 100, "none", torch.Generator(), torch.float32)])
@@ -285,7 +294,7 @@ class TestBatches:
     def test_crop_shifts_by_at_most_an_eighth_and_fills_with_zeros(self):
         images = torch.arange(1, 1 + 2 * 16 * 16, dtype=torch.int32).remainder(255).add(1).to(torch.uint8)
         images = images.reshape(1, 2, 16, 16).repeat(200, 1, 1, 1)
-        shifted = augment(images, "crop", torch.Generator().manual_seed(0))
+        shifted = augmented(images, "crop")
         padded = torch.nn.functional.pad(images[0], (2, 2, 2, 2))
         windows = {(t, left): padded[:, t : t + 16, left : left + 16] for t in range(5) for left in range(5)}
         found = [[key for key, window in windows.items() if torch.equal(window, image)] for image in shifted]
@@ -294,7 +303,7 @@ class TestBatches:
 
     def test_flip_mirrors_about_half(self):
         images = torch.arange(6, dtype=torch.uint8).reshape(1, 1, 2, 3).repeat(400, 1, 1, 1)
-        flipped = augment(images, "flip", torch.Generator().manual_seed(0))
+        flipped = augmented(images, "flip")
         mirrored = [torch.equal(image, images[0].flip(2)) for image in flipped]
         assert all(mirrored[i] or torch.equal(flipped[i], images[0]) for i in range(400))
         assert 150 < sum(mirrored) < 250

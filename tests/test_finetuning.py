@@ -1,5 +1,6 @@
 """More finalists for a sweep that has ended, and what several runs of one network make of it."""
 
+import io
 import json
 from dataclasses import asdict, replace
 
@@ -128,6 +129,11 @@ def test_more_candidates_are_fine_tuned_and_what_is_there_stays(ray_cluster, sma
     assert set(new) == {finetune_name(name), finetune_name(name, 1), *(finetune_name(old, 1) for old in there)}
     assert [row.seed for row in (new[finetune_name(name)], new[finetune_name(name, 1)])] == [0, 1]
     assert {point.name for point in front.finalists} == {finetune_name(candidate) for candidate in (name, *there)}
+
+    console = Console(file=io.StringIO())
+    assert run_finetuning(paths.root, Choice(names=(name, *there)), 2, console) == front
+    assert console.file.getvalue() == f"Fine-tuned already: {', '.join((name, *there))}\n"
+    assert read_records(paths.results) == records
     assert all(point.num_runs == 2 and point.test_std is not None for point in front.finalists)
     assert json.loads(paths.front.read_text()) == read_front(paths.root).as_json()
     client = MlflowClient(f"sqlite:///{paths.mlflow_db}")

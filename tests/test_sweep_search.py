@@ -1,6 +1,7 @@
 """What a search makes of its trials, in whole sweeps on digits."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,9 @@ from optuna.trial import TrialState
 from sweeps import comparable, run, study_states, study_trials, trials_of
 
 from orchestrator.config import SchedulerConfig, StopConfig
+from orchestrator.output import change_state
 from orchestrator.paths import SweepPaths
-from orchestrator.records import read_records
+from orchestrator.records import Table, read_records
 from orchestrator.scheduler import make_scheduler
 from orchestrator.study import ADDED
 from trainers.config import CurveConfig, DistillationConfig
@@ -156,6 +158,21 @@ def test_trials_go_on_from_the_best_finished_one_and_say_so(small_sweep, tmp_pat
     sources = {record.source for record in rows if record.stage == "finetune"}
     longest = 1 if sources == {"trial-0000"} else 2
     assert dense.epochs == 2 + longest * 2 + 1  # as many as the finalist that was trained for longest
+
+
+def test_a_baseline_that_has_begun_stays_as_long_as_it_was_to_be(finished, tmp_path):
+    """The checkpoint of one that was cut off is of a run of that length, whatever the front has become since."""
+    output, config, _ = finished
+    shutil.copytree(output, tmp_path / "copy")
+    paths = SweepPaths(tmp_path / "copy")
+    rows = read_records(paths.results)
+    Table(paths.results).write([row for row in rows if row.stage != "dense"])
+    shutil.rmtree(paths.run("dense"))
+    change_state(paths, finished=False, baseline_trials=3)
+    run(config, paths.root)
+    (dense,) = [row for row in read_records(paths.results) if row.stage == "dense"]
+    training = config.training
+    assert dense.epochs == training.pretrain_epochs + 3 * training.epochs + config.finetune.epochs
 
 
 def test_two_trials_at_once_are_all_written_down(small_sweep, tmp_path):

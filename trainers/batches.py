@@ -41,6 +41,9 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of (images (B, C, H, W) normalised, labels (B)); every number drawn comes from `generator`.
 
+    `augmentation`: images are shifted by up to an eighth of a side (`crop`), mirrored (`flip`), both (`crop_flip`), or
+    neither (`none`).
+
     A last batch that is not full is left out (its BatchNorm statistics would differ), unless it is the only one. Of each
     batch `share` is yielded: the images, and what is drawn for each, are those of the whole.
     """
@@ -67,12 +70,6 @@ def evaluation_batches(data: ImageData, batch_size: int, dtype: torch.dtype) -> 
 def normalize(images: Tensor, data: ImageData, dtype: torch.dtype) -> Tensor:
     """Return uint8 images (B, C, H, W) as (x / 255 - mean) / std, channels last in memory."""
     return _normalized(images, *_normalization(data, images.device, dtype))
-
-
-def augment(images: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
-    """Return uint8 images (B, C, H, W) shifted by up to an eighth of a side (`crop`), mirrored (`flip`), or both."""
-    drawn = _draw(len(images), tuple(images.shape[1:]), augmentation, generator)
-    return _augmented(images, augmentation, drawn.to(images.device))
 
 
 def _normalization(data: ImageData, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

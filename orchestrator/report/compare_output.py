@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.compare import Comparison, SweepScore
-from orchestrator.report.page import count, duration
-from orchestrator.terminal import percent, plain_table
+from orchestrator.terminal import count, duration, percent, plain_table
 
 
 def print_comparison(comparison: Comparison, form: str, console: Console) -> None:

@@ -11,7 +11,6 @@ import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator import terminal
 from orchestrator.curves import trial_of
 from orchestrator.objectives import accuracy_of
 from orchestrator.records import RunRecord
@@ -20,6 +19,7 @@ from orchestrator.report.pictures import Picture
 from orchestrator.report.rows import table_data
 from orchestrator.report.style import DARK
 from orchestrator.report.sweep import Sweep
+from orchestrator.terminal import count, duration
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,6 @@ def core_s(records: Sequence[RunRecord]) -> float:
 def percent(value: float | None, digits: int = 2) -> str:
     """Return a fraction of 1 in percent, a dash for None."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"  # noqa: RUF001  # an en dash
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them: 48 s, 12.5 min, 3.2 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def count(value: float | None) -> str:
-    """Return a count with its unit: 903.8 k, 40.55 M; a dash for None."""
-    return "–" if value is None else terminal.count(value)  # noqa: RUF001  # an en dash
 
 
 def _pick(sweep: Sweep, record: RunRecord) -> Pick:
