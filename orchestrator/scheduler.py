@@ -42,12 +42,10 @@ def rungs(config: SweepConfig) -> tuple[int, ...]:
 
 def make_scheduler(config: SweepConfig, trials: Sequence[RunRecord]) -> "FIFOScheduler":
     """Return Tune's scheduler for the sweep; what `trials` reported at its rungs, before it was stopped, counts again."""
-    from ray.tune.schedulers import FIFOScheduler
-
-    from orchestrator.sweep_scheduler import SweepScheduler
+    from orchestrator.sweep_scheduler import SweepScheduler, WorkersMayStart
 
     if (halving := make_halving(config)) is None:
-        return FIFOScheduler()
+        return WorkersMayStart()  # type: ignore[no-untyped-call]
     for trial in trials:
         for epoch, points in _reported(trial).items():
             halving.record(trial.name, epoch, points)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -64,3 +66,24 @@ class TestSweepScheduler:
     def test_no_scheduler_stops_nobody(self, small_sweep):
         assert rungs(small_sweep) == ()
         assert make_scheduler(small_sweep, []).on_trial_result(None, None, {"epoch": 1}) == "CONTINUE"
+
+
+@pytest.mark.ray
+def test_trials_that_end_faster_than_workers_start_do_not_end_those_that_are_starting(
+    ray_cluster, small_sweep, tmp_path
+):
+    from ray import tune
+
+    def short(config):
+        time.sleep(0.1)
+        tune.report({"pid": os.getpid(), "done": True})
+
+    config = replace(small_sweep, scheduler=SchedulerConfig())
+    tuner = tune.Tuner(
+        short,
+        tune_config=tune.TuneConfig(
+            num_samples=150, max_concurrent_trials=2, reuse_actors=True, scheduler=make_scheduler(config, [])
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    )
+    assert len({result.metrics["pid"] for result in tuner.fit()}) == 2
