@@ -28,7 +28,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from replay import volume
 from replay_table import SPACE, Recorded, read_table
 
-from orchestrator.added_trials import add_curve
+from orchestrator.added_trials import CurveTrials
 from orchestrator.curves import final_curve
 from orchestrator.records import RunRecord
 from orchestrator.samplers import SAMPLERS, make_sampler
@@ -78,6 +78,7 @@ def search(job: tuple[str, Path, int, bool]) -> tuple[list[float], float]:
     sampler, path, seed, curves = job
     table, space = read_table(path), find_search_space(SPACE)
     study = optuna.create_study(directions=DIRECTIONS, sampler=make_sampler(sampler, seed))
+    curve_trials = CurveTrials(study)
     found, volumes, start = [], [], time.perf_counter()
     for place in range(max(AFTER)):
         trial = study.ask()
@@ -85,7 +86,7 @@ def search(job: tuple[str, Path, int, bool]) -> tuple[list[float], float]:
         recorded = nearest(table, trial)
         record = played(recorded, trial.number, curves=curves)
         tell(study, trial.number, record)
-        add_curve(study, trial.number, final_curve(record))
+        curve_trials.add({trial.number: final_curve(record)})
         found.append(recorded.curves[-1] if curves else recorded.curves[-1][:1])
         if place + 1 in AFTER:
             volumes.append(volume(found))

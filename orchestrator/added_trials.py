@@ -6,6 +6,7 @@ Each way can be taken again on a study that goes on, whenever it was cut off: wh
 import json
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,8 @@ from orchestrator.study import (
     LATENCY,
     MACS_RATIO,
     PARAMS_RATIO,
+    FeasibleTrials,
     constraints_of,
-    kept_to_constraints,
     recorded_trials,
     run_name,
 )
@@ -72,57 +73,62 @@ def enqueue_first_points(study: optuna.Study, points: Sequence[dict[str, Any]]) 
             study.enqueue_trial(point, user_attrs={_FIRST_POINT: place})
 
 
-def add_curve(study: optuna.Study, trial_number: int, points: Sequence[CurvePoint]) -> int:
-    """Add the points of a complete trial's curve that the search space could have chosen; returns how many were new.
+class CurveTrials:
+    """Adds the points of complete trials' curves to `study`, of which each trial is read once.
 
     A point becomes a complete trial with its source's parameters, those named in its settings replaced; its values are its
-    score and MACs, its attribute `source` the source's run. Left out are points with a setting that is no number in the
-    range of a parameter of that name, with values that are not finite, and the source's own cut, which is told already.
-    A parameter that has the name of a setting is taken to be that setting. `trial_number` is that of the run's name.
+    score and MACs, its attribute `source` the source's run. Left out are points that the search space could not have
+    chosen, with a setting that is no number in the range of a parameter of that name, those with values that are not
+    finite, and the source's own cut, which is told already. A parameter that has the name of a setting is taken to be that
+    setting.
 
     From ALL_CUTS_UP_TO trials on, only points that no feasible trial of the study dominates are added: a proposal takes as
     long as the study is large, and dominated points teach the sampler what many others did.
     """
-    return add_curves(study, {trial_number: points})
 
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._num_read = 0
+        self._numbers: dict[str, list[int]] = defaultdict(list)  # of the trials that are the run of this name
+        self._told: dict[str, set[str]] = defaultdict(set)  # by the source's name: parameters of what was added
+        self._feasible = FeasibleTrials()
 
-def add_curves(study: optuna.Study, curves: Mapping[int, Sequence[CurvePoint]]) -> int:
-    """Do as `add_curve` for several trials, by the numbers of their runs' names; the study is read once."""
-    trials = study.get_trials(deepcopy=False)
-    names = {run_name(trials[number]): points for number, points in curves.items()}
-    sources: dict[str, FrozenTrial] = {}
-    told = {name: set[str]() for name in names}
-    for trial in trials:
-        if ADDED not in trial.user_attrs and (name := run_name(trial)) in names:
+    def add(self, curves: Mapping[int, Sequence[CurvePoint]]) -> int:
+        """Add points of trials, by the numbers of their runs' names; returns how many were new."""
+        trials = self._study.get_trials(deepcopy=False)
+        self._read(trials)
+        best = np.empty((0, 2))
+        if len(trials) >= ALL_CUTS_UP_TO:
+            best = self._feasible.points[non_dominated(self._feasible.points)]
+        num_added = 0
+        for number, points in curves.items():
+            name = run_name(trials[number])
             # one that was cut off was asked for again, and may have had parameters missing
-            sources[name] = max(sources.get(name, trial), trial, key=_completeness)
-        elif trial.user_attrs.get(ADDED) == CURVE and (name := trial.user_attrs[SOURCE]) in names:
-            told[name].add(_key(trial.params))
-    best = _feasible_front(trials) if len(trials) >= ALL_CUTS_UP_TO else np.empty((0, 2))
-    num_added = 0
-    for name, points in names.items():
-        there = told[name] | {_key(sources[name].params)}
-        for point in points:
-            assert point.trial == name, (point.trial, name)
-            if _is_dominated(point, best):
-                continue
-            found = _curve_trial(study, sources[name], point)
-            if found is not None and (key := _key(found.params)) not in there:
-                there.add(key)
-                study.add_trial(found)
-                num_added += 1
-    return num_added
+            source = max((trials[number] for number in self._numbers[name]), key=_completeness)
+            there = self._told[name] | {_key(source.params)}
+            for point in points:
+                assert point.trial == name, (point.trial, name)
+                if _is_dominated(point, best):
+                    continue
+                trial = _curve_trial(self._study, source, point)
+                if trial is not None and (key := _key(trial.params)) not in there:
+                    there.add(key)
+                    self._study.add_trial(trial)
+                    num_added += 1
+        return num_added
+
+    def _read(self, trials: Sequence[FrozenTrial]) -> None:
+        for trial in trials[self._num_read :]:
+            if ADDED not in trial.user_attrs:
+                self._numbers[run_name(trial)].append(trial.number)
+            elif trial.user_attrs[ADDED] == CURVE:
+                self._told[trial.user_attrs[SOURCE]].add(_key(trial.params))
+        self._num_read = len(trials)
+        self._feasible.read(trials)
 
 
 def _completeness(trial: FrozenTrial) -> tuple[bool, int]:
     return trial.state == TrialState.COMPLETE, trial.number
-
-
-def _feasible_front(trials: Sequence[FrozenTrial]) -> Points:
-    """Return the front of the complete trials that keep to all constraints, as (-score, MACs)."""
-    _, points = kept_to_constraints(trials)
-    front: Points = points[non_dominated(points)]
-    return front
 
 
 def _is_dominated(point: CurvePoint, front: Points) -> bool:

@@ -91,6 +91,7 @@ class Ledger:
         self._config, self._paths, self._tracker = config, paths, tracker
         self._table = Table(paths.results)
         self._records = {record.name: record for record in records}
+        self._without_id = {record.name for record in records if not record.run_id}
         self._open: dict[str, OpenRun] = {}
         self._epoch_durations: list[float] = []
         self._front = RunningFront(self.records("trial"))
@@ -158,6 +159,8 @@ class Ledger:
         with self._lock:
             del self._open[name]
             self._records[name] = record
+            if not record.run_id:
+                self._without_id.add(name)
         self.save()
         # it never goes on, and weights with their optimizer's state fill disks
         is_over = record.state == "PRUNED" or (record.state == "FAIL" and record.stage == "trial")
@@ -168,9 +171,10 @@ class Ledger:
     def save(self) -> None:
         """Write the table, with the ids that MLflow has given to runs since."""
         with self._lock:
-            for name, record in self._records.items():
-                if not record.run_id and (run_id := self._tracker.run_id(name)):
-                    self._records[name] = replace(record, run_id=run_id)
+            for name in list(self._without_id):
+                if run_id := self._tracker.run_id(name):
+                    self._records[name] = replace(self._records[name], run_id=run_id)
+                    self._without_id.remove(name)
         self._table.write(list(self._records.values()))
 
     def interrupted(self) -> None:

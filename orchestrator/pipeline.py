@@ -210,7 +210,7 @@ def _describe(
 
 def _open_study(config: SweepConfig, paths: SweepPaths, trials: list[RunRecord]) -> "Study":
     """Open the sweep's study and tell it what a driver that was killed did not."""
-    from orchestrator.added_trials import add_curves, begin
+    from orchestrator.added_trials import CurveTrials, begin
     from orchestrator.study import open_study, reconcile
 
     search = config.resolved_search
@@ -218,7 +218,7 @@ def _open_study(config: SweepConfig, paths: SweepPaths, trials: list[RunRecord])
     begin(study, find_search_space(config.search_space), search)
     reconcile(study, {trial.name: trial for trial in trials})
     curves = {trial.trial_number: final_curve(trial) for trial in trials if trial.trial_number is not None}
-    add_curves(study, {number: points for number, points in curves.items() if points})
+    CurveTrials(study).add({number: points for number, points in curves.items() if points})
     return study
 
 

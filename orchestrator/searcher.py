@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from orchestrator.added_trials import add_curve
+from orchestrator.added_trials import CurveTrials
 from orchestrator.background import Background
 from orchestrator.choices import choose
 from orchestrator.curves import final_curve
@@ -72,7 +72,7 @@ class StudySearcher(Searcher):
     ) -> None:
         super().__init__()
         self._until, self._source, self._has_begun = until, source, has_begun
-        self._study, self._space = study, space
+        self._study, self._space, self._curves = study, space, CurveTrials(study)
         self._ask_batch, self._limit, self._ahead = ask_batch, limit, ahead
         self._ready = min(1, ahead)  # so many are to be asked for when one is taken; more would know fewer results
         self._background = background or Background(threaded=False)
@@ -176,7 +176,7 @@ class StudySearcher(Searcher):
         self._any_finished = True
         tell(self._study, self._taken.pop(trial_id).number, record)
         if record.trial_number is not None and (points := final_curve(record)):
-            add_curve(self._study, record.trial_number, points)
+            self._curves.add({record.trial_number: points})
         self._look_at_rules()  # a trial that was asked for ahead is not started any more
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -45,12 +45,22 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _log = logging.getLogger(__name__)
 
 
-def kept_to_constraints(trials: Iterable[FrozenTrial]) -> tuple[list[FrozenTrial], Points]:
-    """Return the complete trials that exceed no constraint, and their points (-score, MACs), (n, 2)."""
-    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
-    kept = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
-    values = np.array([trial.values for trial in kept], dtype=np.float64)
-    return kept, values.reshape(-1, 2) * (-1.0, 1.0)
+class FeasibleTrials:
+    """The complete trials that exceed no constraint. Each is read once: one that has ended stays as it is."""
+
+    def __init__(self) -> None:
+        self.trials: list[FrozenTrial] = []
+        self.points: Points = np.empty((0, 2))  # (-score, MACs) of each
+        self._read: set[int] = set()
+
+    def read(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take in those of `trials` that have ended since."""
+        new = [trial for trial in trials if trial.number not in self._read and trial.state == TrialState.COMPLETE]
+        self._read.update(trial.number for trial in new)
+        kept = [trial for trial in new if all(excess <= 0 for excess in trial.constraints.values())]
+        values = np.array([trial.values for trial in kept], dtype=np.float64).reshape(-1, 2)
+        self.trials += kept
+        self.points = np.concatenate((self.points, values * (-1.0, 1.0)))
 
 
 def open_study(
@@ -172,7 +182,8 @@ def tell(study: optuna.Study, number: int, record: RunRecord | None) -> None:
     if record is None or state == TrialState.FAIL:
         study.tell(number, state=TrialState.FAIL)
         return
-    trial = optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    storage = study._storage  # to list all trials takes as long as the study is large
+    trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
     for key, value in _attributes(record, state).items():
         trial.set_user_attr(key, value)
     if state == TrialState.PRUNED:

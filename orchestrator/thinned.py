@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.drawn_by import DrawnBy
 from orchestrator.pareto import non_dominated_sort
-from orchestrator.study import kept_to_constraints
+from orchestrator.study import FeasibleTrials
 
 MAX_TRIALS = 1000
 _BEST_SHARE = 0.1  # TPE takes the best tenth of the trials for its model of good ones
@@ -30,6 +30,7 @@ class Thinned(DrawnBy):
     def __init__(self, sampler: BaseSampler, max_trials: int = MAX_TRIALS) -> None:
         super().__init__(sampler)
         self._max_trials = max_trials
+        self._feasible = FeasibleTrials()
         self._last: tuple[int, Study] | None = None  # the last trial that was drawn for, and what was shown for it
 
     def _source(self, study: Study, trial: FrozenTrial) -> tuple[BaseSampler, Study]:
@@ -41,7 +42,8 @@ class Thinned(DrawnBy):
         ended = study.get_trials(deepcopy=False, states=_ENDED)
         if len(ended) <= self._max_trials:
             return study
-        return cast("Study", _Shown(study, chosen(ended, self._max_trials)))
+        self._feasible.read(ended)
+        return cast("Study", _Shown(study, chosen(ended, self._feasible, self._max_trials)))
 
 
 class _Shown:
@@ -49,6 +51,7 @@ class _Shown:
 
     def __init__(self, study: Study, numbers: Container[int]) -> None:
         self._shown_study, self._numbers = study, numbers
+        self._listed: dict[Any, list[FrozenTrial]] = {}  # the sampler asks several times for one proposal
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._shown_study, name)
@@ -59,15 +62,21 @@ class _Shown:
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        trials = self._shown_study._get_trials(deepcopy, states, use_cache)  # what Optuna's samplers ask for
-        return [trial for trial in trials if trial.state not in _ENDED or trial.number in self._numbers]
+        key = deepcopy, states if states is None else tuple(state for state in TrialState if state in states)
+        if key not in self._listed:
+            trials = self._shown_study._get_trials(deepcopy, states, use_cache)  # what Optuna's samplers ask for
+            self._listed[key] = [
+                trial for trial in trials if trial.state not in _ENDED or trial.number in self._numbers
+            ]
+        return list(self._listed[key])
 
 
-def chosen(trials: Sequence[FrozenTrial], count: int) -> set[int]:
-    """Return the numbers of `count` of the ended trials: the best tenth, and of the others some at equal steps."""
-    good, points = kept_to_constraints(trials)
-    order = np.argsort(non_dominated_sort(points), kind="stable")
-    best = {good[place].number for place in order[: round(_BEST_SHARE * count)]}
+def chosen(trials: Sequence[FrozenTrial], feasible: FeasibleTrials, count: int) -> set[int]:
+    """Return the numbers of `count` of the ended trials: the best tenth of the feasible ones, of the others some at equal
+    steps.
+    """
+    order = np.argsort(non_dominated_sort(feasible.points), kind="stable")
+    best = {feasible.trials[place].number for place in order[: round(_BEST_SHARE * count)]}
     others = [trial.number for trial in trials if trial.number not in best]
     steps = np.linspace(0, len(others) - 1, min(len(others), count - len(best))).round().astype(int)
     return best | {others[place] for place in steps}

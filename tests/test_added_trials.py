@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from spaces import quick, two_rules
 from trial_records import point, record
 
-from orchestrator.added_trials import add_curve, begin, check_search
+from orchestrator.added_trials import CurveTrials, begin, check_search
 from orchestrator.choices import offered
 from orchestrator.config import ConstraintsConfig, SearchConfig
 from orchestrator.searcher import StudySearcher
@@ -48,7 +48,7 @@ class TestCurve:
 
     def test_points_that_the_space_could_have_chosen_become_trials(self, tmp_path):
         study, _ = started(tmp_path)
-        assert add_curve(study, 0, self.POINTS) == 2
+        assert CurveTrials(study).add({0: self.POINTS}) == 2
         added = study.trials[1:]
         assert [trial.values for trial in added] == [[0.95, 80], [0.7, 20]]
         assert [trial.params for trial in added] == [{**ENERGY, "energy": 0.02}, {**ENERGY, "energy": 0.3}]
@@ -58,17 +58,17 @@ class TestCurve:
 
     def test_the_same_curve_is_added_once_however_often_the_driver_is_killed(self, tmp_path):
         study, _ = started(tmp_path)
-        add_curve(study, 0, self.POINTS[:3])  # killed before the rest was in
+        CurveTrials(study).add({0: self.POINTS[:3]})  # killed before the rest was in
         again = reopened(tmp_path)
-        assert add_curve(again, 0, self.POINTS) == 1
-        assert add_curve(again, 0, self.POINTS) == 0
+        assert CurveTrials(again).add({0: self.POINTS}) == 1
+        assert CurveTrials(again).add({0: self.POINTS}) == 0
         assert len(reopened(tmp_path).trials) == 3
 
     def test_added_trials_are_no_runs(self, tmp_path):
         """After a kill with two trials running, those and only those come again; new names go on from the numbers."""
         study, searcher = started(tmp_path)
         cut_off = [searcher.suggest(key) for key in "bc"]
-        add_curve(study, 0, self.POINTS)
+        CurveTrials(study).add({0: self.POINTS})
         again = reopened(tmp_path)
         reconcile(again, {"trial-0000": record("trial-0000")})
         reconcile(again, {"trial-0000": record("trial-0000")})
@@ -92,7 +92,7 @@ class TestCurve:
             point("trial-0000", {"energy": suggestion["settings"]["energy"]}),
             point("trial-0000", {"energy": 0.5}),
         ]
-        assert add_curve(again, suggestion["number"], points) == 1
+        assert CurveTrials(again).add({suggestion["number"]: points}) == 1
 
     def test_points_obey_the_studys_constraints(self, tmp_path):
         study, _ = started(tmp_path, constraints=ConstraintsConfig(max_macs_ratio=0.4, min_accuracy=0.5))
@@ -100,7 +100,7 @@ class TestCurve:
             point("trial-0000", {"energy": 0.3}, macs_ratio=0.4),
             point("trial-0000", {"energy": 0.4}, 0.4, 10, macs_ratio=0.1),
         ]
-        assert add_curve(study, 0, points) == 2
+        assert CurveTrials(study).add({0: points}) == 2
         assert [trial.params["energy"] for trial in study.best_trials] == [0.3]
         assert study.trials[2].constraints == pytest.approx({"max_macs_ratio": -0.3, "min_accuracy": 0.1})
 
@@ -108,16 +108,18 @@ class TestCurve:
         study, _ = started(tmp_path, constraints=ConstraintsConfig(max_params_ratio=0.6))
         first = point("trial-0000", {"energy": 0.02}, 0.95, 80)
         infeasible = point("trial-0000", {"energy": 0.05}, 0.99, 1, params_ratio=0.7)
-        assert add_curve(study, 0, [first, infeasible]) == 2
+        assert CurveTrials(study).add({0: [first, infeasible]}) == 2
         monkeypatch.setattr("orchestrator.added_trials.ALL_CUTS_UP_TO", 3)
         points = [
             point("trial-0000", {"energy": 0.3}, 0.94, 80),  # dominated by the first
             point("trial-0000", {"energy": 0.31}, 0.95, 80),  # equal to it
             point("trial-0000", {"energy": 0.32}, 0.94, 79),
         ]
-        assert add_curve(study, 0, points) == 2
+        assert CurveTrials(study).add({0: points}) == 2
         assert [trial.params["energy"] for trial in study.trials[3:]] == [0.31, 0.32]
-        assert add_curve(study, 0, [first, infeasible, *points]) == 0  # a driver that was killed adds nothing else
+        assert (
+            CurveTrials(study).add({0: [first, infeasible, *points]}) == 0
+        )  # a driver that was killed adds nothing else
 
 
 class TestFirstPoints:
@@ -196,7 +198,7 @@ class TestWarmStart:
         folder = tmp_path / "earlier"
         folder.mkdir()
         study, searcher = started(folder)
-        add_curve(study, 0, TestCurve.POINTS)
+        CurveTrials(study).add({0: TestCurve.POINTS})
         for key, state in (("b", "PRUNED"), ("c", "FAIL")):
             name = searcher.suggest(key)["name"]
             searcher.finish(key, record(name, state=state))

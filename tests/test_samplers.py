@@ -6,7 +6,7 @@ import pytest
 from spaces import quick
 from trial_records import point, record
 
-from orchestrator.added_trials import add_curve
+from orchestrator.added_trials import CurveTrials
 from orchestrator.config import ConstraintsConfig, SearchConfig
 from orchestrator.samplers import SAMPLERS, make_sampler
 from orchestrator.searcher import StudySearcher
@@ -88,7 +88,7 @@ def test_a_model_waits_for_ten_runs_and_not_for_ten_points_of_one_curve(sampler,
         searcher.finish(str(run), record(name, state=state, macs_ratio=0.5, params_ratio=0.5))
         if run == 0:
             points = [point(name, {"energy": 0.02 + 0.05 * i}, 0.9 - 0.05 * i, 100 - 9 * i) for i in range(10)]
-            assert add_curve(study, 0, points) == 10
+            assert CurveTrials(study).add({0: points}) == 10
     searcher.suggest("next")
     assert modelled(study)
 

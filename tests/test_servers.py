@@ -15,7 +15,7 @@ from programs import RANKFRONT
 from servers import fetch, free_port, mlflow_server, postgres, running
 from trial_records import point, record
 
-from orchestrator.added_trials import add_curve, begin
+from orchestrator.added_trials import CurveTrials, begin
 from orchestrator.config import SearchConfig
 from orchestrator.paths import SweepPaths
 from orchestrator.records import read_records
@@ -109,7 +109,9 @@ def study(tmp_path):
         space(trial)
         tell(found, trial.number, end)
     energies = [0.02, 0.3]
-    add_curve(found, 0, [point("trial-0000", {}), *(point("trial-0000", {"energy": value}) for value in energies)])
+    CurveTrials(found).add(
+        {0: [point("trial-0000", {}), *(point("trial-0000", {"energy": value}) for value in energies)]}
+    )
     return found
 
 

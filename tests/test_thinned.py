@@ -7,6 +7,7 @@ import pytest
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
+from orchestrator.study import FeasibleTrials
 from orchestrator.thinned import Thinned, chosen
 
 DIRECTIONS = ["maximize", "minimize"]
@@ -23,6 +24,13 @@ def ended(x, kind="a", state=TrialState.COMPLETE, violation=0.0):
     trial = create_trial(params=params, distributions=SPACE, state=state, values=value(params))
     trial.set_constraint("limit", violation)
     return trial
+
+
+def numbers_of(trials, count):
+    feasible = FeasibleTrials()
+    feasible.read(trials[:50])
+    feasible.read(trials)
+    return chosen(trials, feasible, count)
 
 
 def study_of(count, sampler=None):
@@ -79,13 +87,13 @@ class TestThinned:
 def test_the_best_tenth_is_chosen_and_the_rest_at_equal_steps():
     study = study_of(200)
     trials = study.get_trials(deepcopy=False)
-    numbers = chosen(trials, 100)
+    numbers = numbers_of(trials, 100)
     front = {trial.number for trial in study.best_trials}
     assert len(numbers) == 100
     assert len(numbers & front) >= 10
     others = sorted(numbers)
     assert max(b - a for a, b in itertools.pairwise(others)) <= 3
-    assert numbers == chosen(trials, 100)
+    assert numbers == numbers_of(trials, 100)
 
 
 def test_infeasible_and_pruned_trials_are_not_among_the_best():
@@ -95,6 +103,6 @@ def test_infeasible_and_pruned_trials_are_not_among_the_best():
     best = ended(0.9, violation=0.1), ended(0.9, state=TrialState.PRUNED)
     for trial in (*best, ended(0.8)):
         study.add_trial(trial)
-    numbers = chosen(study.get_trials(deepcopy=False), 10)
+    numbers = numbers_of(study.get_trials(deepcopy=False), 10)
     assert 42 in numbers
     assert len(numbers) == 10
