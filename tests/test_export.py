@@ -297,3 +297,13 @@ def test_a_model_file_loads_as_the_plain_module(tmp_path):
     assert not found.eval().training
     with pytest.raises(ValueError, match="must stay in evaluation mode"):
         found.train()
+
+
+def test_a_model_that_was_trained_in_another_type_takes_float32_as_its_metadata_say(tmp_path):
+    saved = deployed("lenet5", (1, 28, 28))
+    saved.model.double()
+    save_model(saved, tmp_path / "model.pt")
+    found, x = load(tmp_path / "model.pt"), torch.randn(2, 1, 28, 28)
+    logits = found(x)
+    assert (logits.dtype, found.metadata["input"]["dtype"]) == (torch.float32, "float32")
+    torch.testing.assert_close(logits, saved.model.eval()(x.double()).float())

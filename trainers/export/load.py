@@ -16,6 +16,7 @@ from trainers.export.formats import INPUT, METADATA, OUTPUT, Metadata
 from trainers.export.graph_record import RecordedNetwork
 from trainers.export.harmless import require_harmless_program, require_own_weights
 from trainers.export.integrity import is_intact
+from trainers.export.interface import Interface
 from trainers.export.options import FORMATS, Format
 
 EXPORT, VERSION = "rankfront export", 1
@@ -81,7 +82,8 @@ class OnnxNetwork(nn.Module):
 def load(path: str | Path) -> Exported:
     """Return the network in an export (.pt2, .onnx, .safetensors) or a model file (.pt), on the CPU.
 
-    A model file gives the trained module, which takes normalised images. Raises CheckpointError where the file is missing,
+    A model file gives the trained module, which takes normalised images; float32 ones also where it was trained in another
+    type. Raises CheckpointError where the file is missing,
     damaged, foreign or of another version, ExportError where a package that reads it is not installed.
     """
     path = Path(path)
@@ -126,7 +128,9 @@ def _model_file(path: Path) -> Exported:
         "training": saved.config,
         "history": saved.history,
     }
-    return Exported(saved.model.eval(), metadata)
+    model = saved.model.eval()
+    is_float32 = next(model.parameters()).dtype == torch.float32
+    return Exported(model if is_float32 else Interface(model, None), metadata)
 
 
 def _checked(text: str | None) -> Metadata:
