@@ -82,9 +82,9 @@ class OnnxNetwork(nn.Module):
 def load(path: str | Path) -> Exported:
     """Return the network in an export (.pt2, .onnx, .safetensors) or a model file (.pt), on the CPU.
 
-    A model file gives the trained module, which takes normalised images; float32 ones also where it was trained in another
-    type. Raises CheckpointError where the file is missing,
-    damaged, foreign or of another version, ExportError where a package that reads it is not installed.
+    A model file gives the trained module, which takes normalised images, float32 ones even if it was trained in another
+    type. Raises CheckpointError where the file is missing, damaged, foreign or of another version, ExportError where a
+    package that reads it is not installed.
     """
     path = Path(path)
     suffix = path.suffix.removeprefix(".")
