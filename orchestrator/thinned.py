@@ -76,7 +76,8 @@ def chosen(trials: Sequence[FrozenTrial], feasible: FeasibleTrials, count: int) 
     steps.
     """
     # by their numbers within a front: a driver that takes the study up reads the trials in another order
-    order = np.lexsort(([trial.number for trial in feasible.trials], non_dominated_sort(feasible.points)))
+    numbers = np.array([trial.number for trial in feasible.trials])
+    order = np.lexsort((numbers, non_dominated_sort(feasible.points)))
     best = {feasible.trials[place].number for place in order[: round(_BEST_SHARE * count)]}
     others = [trial.number for trial in trials if trial.number not in best]
     steps = np.linspace(0, len(others) - 1, min(len(others), count - len(best))).round().astype(int)
