@@ -11,7 +11,7 @@ from orchestrator.front import point_of
 from orchestrator.picks import pick
 from orchestrator.records import RunRecord
 from orchestrator.selection import Limits
-from orchestrator.tuned import fine_tuned
+from orchestrator.tuned import Finalist, fine_tuned
 from trainers.errors import SweepError
 from trainers.rules import unknown_name
 
@@ -37,12 +37,7 @@ class Choice:
             raise SweepError(
                 "at least one trial must have ended complete, but none of this sweep has; finish its search"
             )
-        if self.names:
-            return self._named(cuts)
-        tuned = fine_tuned(records)
-        return self._within_limits(
-            within_reach(cuts, tuned), " that may get past the finalists" if tuned else "", config
-        )
+        return self._named(cuts) if self.names else self._within_limits(cuts, fine_tuned(records), config)
 
     def _named(self, cuts: list[RunRecord]) -> list[RunRecord]:
         by_name = {cut.name: cut for cut in cuts}
@@ -51,7 +46,8 @@ class Choice:
                 raise SweepError(unknown_name("candidate", name, by_name))
         return [by_name[name] for name in dict.fromkeys(self.names)]
 
-    def _within_limits(self, cuts: list[RunRecord], which: str, config: SweepConfig) -> list[RunRecord]:
+    def _within_limits(self, cuts: list[RunRecord], tuned: Sequence[Finalist], config: SweepConfig) -> list[RunRecord]:
+        cuts = within_reach(cuts, tuned)
         kept = [cut for cut in cuts if feasible(cut, config.search.constraints) and self.limits.admit(point_of(cut))]
         if self.knee and kept:
             points = {point_of(cut): cut for cut in kept}
@@ -60,6 +56,7 @@ class Choice:
         picks = pick_among(kept, replace(config.finetune, num_models=num))
         if not picks:
             least = min(cuts, key=lambda cut: cut.macs or 0)
+            which = " that may get past the finalists" if tuned else ""
             raise SweepError(
                 f"at least one candidate must have {self.limits} before fine-tuning, but none of {len(cuts)}{which} has; "
                 f"the fewest MACs are {least.macs:,}; relax a limit"

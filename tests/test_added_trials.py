@@ -108,18 +108,19 @@ class TestCurve:
         study, _ = started(tmp_path, constraints=ConstraintsConfig(max_params_ratio=0.6))
         first = point("trial-0000", {"energy": 0.02}, 0.95, 80)
         infeasible = point("trial-0000", {"energy": 0.05}, 0.99, 1, params_ratio=0.7)
-        assert CurveTrials(study).add({0: [first, infeasible]}) == 2
+        curves = CurveTrials(study)
+        assert curves.add({0: [first, infeasible]}) == 2
         monkeypatch.setattr("orchestrator.added_trials.ALL_CUTS_UP_TO", 3)
         points = [
             point("trial-0000", {"energy": 0.3}, 0.94, 80),  # dominated by the first
             point("trial-0000", {"energy": 0.31}, 0.95, 80),  # equal to it
             point("trial-0000", {"energy": 0.32}, 0.94, 79),
         ]
-        assert CurveTrials(study).add({0: points}) == 2
+        assert curves.add({0: points}) == 2
         assert [trial.params["energy"] for trial in study.trials[3:]] == [0.31, 0.32]
-        assert (
-            CurveTrials(study).add({0: [first, infeasible, *points]}) == 0
-        )  # a driver that was killed adds nothing else
+        assert curves.add({0: [first, infeasible, *points]}) == 0
+        after_a_kill = CurveTrials(study)
+        assert after_a_kill.add({0: [first, infeasible, *points]}) == 0
 
 
 class TestFirstPoints:
