@@ -15,7 +15,7 @@ from servers import postgres
 from orchestrator.jobs import pretrain_job, trial_job
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
-from orchestrator.tracking.spool import PARENT, Event, Spool
+from orchestrator.tracking.spool import PARENT
 from orchestrator.tracking.target import TrackingTarget, redacted, tracking_target
 from orchestrator.tracking.tracker import Tracker
 from trainers.config import MethodConfig
@@ -291,49 +291,6 @@ def test_a_late_record_of_a_run_that_is_found_by_name_leaves_it_ended(target, tm
     closed(second)
     run = MlflowClient(target.uri).get_run(first.run_id("trial-0000"))
     assert (run.info.status, run.data.tags["pareto"]) == ("FINISHED", "true")
-
-
-def test_a_damaged_line_is_one_clear_error(tmp_path):
-    (tmp_path / "events.jsonl").write_text("nonsense\n")
-    with pytest.raises(SweepError, match="must be lines of JSON"):
-        Spool(tmp_path)
-
-
-def test_a_spool_gives_back_what_was_written_in_order_and_only_once(tmp_path):
-    spool = Spool(tmp_path)
-    events = [Event(f"trial-{number:04d}", "metrics", {"step": 1, "values": {"x": 0.5}}, 1.5) for number in range(5)]
-    for event in events[:3]:
-        spool.append(event)
-    first, end, _ = spool.read()
-    assert first == events[:3]
-    spool.delivered(end)
-    for event in events[3:]:
-        spool.append(event)
-    assert spool.count() == 2
-    spool.close()
-    again = Spool(tmp_path)  # as after a kill
-    assert again.read()[0] == events[3:]
-    again.delivered(again.read()[1])
-    again.close()
-    assert (tmp_path / "events.jsonl").stat().st_size == 0
-    assert Spool(tmp_path).read() == ([], 0, False)
-
-
-def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
-    spool = Spool(tmp_path)
-    spool.append(Event("trial-0000", "end", {"status": "FINISHED"}, 1.0))
-    spool.close()
-    with (tmp_path / "events.jsonl").open("a") as file:
-        file.write('{"run": "trial-0001", "ki')
-    again = Spool(tmp_path)
-    again.append(Event("trial-0002", "end", {"status": "FINISHED"}, 2.0))
-    assert [event.run for event in again.read()[0]] == ["trial-0000", "trial-0002"]
-
-
-def test_a_damaged_position_is_one_clear_error(tmp_path):
-    (tmp_path / "delivered.json").write_text("{")
-    with pytest.raises(SweepError, match="must be readable JSON.*remove it"):
-        Spool(tmp_path)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
