@@ -59,7 +59,7 @@ def one_seed(data: DataConfig, model: ModelConfig, training: TrainingConfig, epo
             for name, (stage, weight) in {"labels": ("1", 0.0), **TAUGHT}.items():
                 distillation = DistillationConfig(weight)
                 start, teacher = root / "2" / MODEL_FILE, root / stage / MODEL_FILE
-                last = list(finetune(setting, cut, epochs, start, None, distillation, teacher))[-1]
+                last = list(finetune(setting, cut, epochs, start, None, None, distillation, teacher))[-1]
                 row["macs_ratio"] = last.metrics["macs_ratio"]
                 row["accuracy"][name] = last.metrics["val_accuracy"]
             rows.append(row)

@@ -98,8 +98,9 @@ class FinetuneConfig(Section):
     """The final stage: at most `num_models` finalists, `epochs` each; `learning_rate` null means the trial's own.
 
     Each is fine-tuned `repeats` times, with seeds that follow each other; the front shows means and standard deviations.
-    Candidates whose score is below `min_relative_score` of the best one's are left out: what a cut has lost so far it does
-    not get back. `patience`: a run ends early once its validation accuracy has not risen for so many epochs; null: never.
+    Candidates whose score is below `min_relative_score` of the best one's are left out: they do not get all of that back.
+    What is kept of a run is its best epoch by validation accuracy, or the cut itself where training only makes it worse.
+    `patience`: a run ends early once its validation accuracy has not risen for so many epochs; null: never.
     `distillation`: the finalists also learn from the full-rank network of stage 1 that they come from.
     """
 
@@ -108,7 +109,7 @@ class FinetuneConfig(Section):
     repeats: Annotated[int, at_least(1)] = 1
     patience: Annotated[int | None, at_least(1)] = None
     learning_rate: Annotated[float | None, greater_than(0)] = None
-    min_relative_score: Annotated[float, in_interval(0, 1, closed="[]")] = 0.7
+    min_relative_score: Annotated[float, in_interval(0, 1, closed="[]")] = 0.5
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 

@@ -28,16 +28,21 @@ def pick_among(
 ) -> list[RunRecord]:
     """Return at most `config.num_models` of the non-dominated `cuts` by their scores, spread along the front, best first.
 
-    Those that break `constraints`, or are below `config.min_relative_score` of the best, are left out. Each choice adds
-    the most hypervolume; MACs count by their logarithm there: halving them is worth the same anywhere on the front.
+    Those that break `constraints`, or are below `config.min_relative_score` of the best, are left out; so are networks that
+    cost no less than the dense one, for which the baseline stands, unless there are no others. Of two or more the first has
+    the highest score; each further choice adds the most hypervolume. MACs count by their logarithm there: halving them is
+    worth the same anywhere on the front.
     """
     limits = constraints or ConstraintsConfig()
-    front = front_of([candidate for candidate in cuts if feasible(candidate, limits)])
+    allowed = [candidate for candidate in cuts if feasible(candidate, limits)]
+    front = front_of([candidate for candidate in allowed if (candidate.macs_ratio or 0) < 1] or allowed)
     best = max((accuracy_of(candidate) or 0.0 for candidate in front), default=0.0)
     front = [candidate for candidate in front if (accuracy_of(candidate) or 0.0) >= config.min_relative_score * best]
     points = objectives(front)
     points[:, 1] = np.log(points[:, 1])
-    return [front[row] for row in spread_subset(points, config.num_models)]
+    # hypervolume alone would leave out the upper end of a front that is flat there
+    nearest_to_dense = [len(front) - 1] if front and config.num_models > 1 else []
+    return [front[row] for row in spread_subset(points, config.num_models, nearest_to_dense)]
 
 
 def within_reach(cuts: Sequence[RunRecord], tuned: Sequence[Finalist]) -> list[RunRecord]:

@@ -246,7 +246,7 @@ def _steps(
         return recipe.compress_steps(setting, method, start or source, folder, config.curve, rungs(config))
     teacher = paths.run(stage_one_of(job.settings).name) / recipe.MODEL_FILE
     distillation, patience = config.finetune.distillation, config.finetune.patience
-    return recipe.finetune_steps(setting, method, epochs, source, folder, distillation, teacher, patience)
+    return recipe.finetune_steps(setting, method, epochs, source, folder, config.curve, distillation, teacher, patience)
 
 
 def _test_metrics(job: Job, config: SweepConfig, output: str, test_arrays: dict[str, Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ A point is a row of a float array (n, objectives). NaN and infinite points are n
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,11 +201,11 @@ def unit_scaled(points: Points) -> Points:
     return scaled
 
 
-def spread_subset(points: Points, count: int) -> list[int]:
+def spread_subset(points: Points, count: int, given: Sequence[int] = ()) -> list[int]:
     """Return the rows of at most `count` non-dominated points that together cover the front, in the order chosen.
 
     Greedy: each choice adds the most hypervolume to those before it. Objectives are scaled to 0..1 over the front, with
-    the reference point 10 % beyond its worst values, so that both ends count.
+    the reference point 10 % beyond its worst values, so that both ends count. The non-dominated rows `given` come first.
     """
     candidates = [int(i) for i in np.flatnonzero(non_dominated(points))]
     if not candidates:
@@ -212,7 +213,7 @@ def spread_subset(points: Points, count: int) -> list[int]:
     front = points[candidates]
     scaled = unit_scaled(front)
     reference = np.full(points.shape[1], 1.1)
-    chosen: list[int] = []
+    chosen = [candidates.index(row) for row in given][:count]
     while len(chosen) < min(count, len(candidates)):
         left = [i for i in range(len(candidates)) if i not in chosen]
         chosen.append(max(left, key=lambda i: hypervolume(scaled[[*chosen, i]], reference)))

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
 # strength by regularizer, log-uniform; Hoyer-Square's values reach r - 1 instead of sqrt(r) - 1, hence the lower range
 STRENGTH = {"l1": (1e-4, 0.5), "hoyer": (1e-4, 0.5), "hoyer_square": (1e-5, 0.1)}
 
-# tried before anything is drawn: a weak and a strong pressure towards low rank, else what trains well, in either form
+# tried before anything is drawn: a weak, a weaker and a strong pressure towards low rank, else what trains well, in either
+# form. The weaker one goes on from the weak one's network and brings back what that lost: the front's upper end
 FIRST_POINTS: "tuple[dict[str, Any], ...]" = tuple(
     {
         "decomposition": decomposition,
@@ -19,7 +20,7 @@ FIRST_POINTS: "tuple[dict[str, Any], ...]" = tuple(
         "learning_rate": 2e-3,
         "spectrum_learning_rate": 10.0,
     }
-    for strength in (0.003, 0.05)
+    for strength in (0.003, 0.0005, 0.05)
     for decomposition in ("spatial", "channel")
 )
 

@@ -1,23 +1,18 @@
 """One training, a whole curve; and the recovery that comes before a cut is scored."""
 
-import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from small_networks import attached
-from torch import nn
 
-from trainers.batches import training_batches
 from trainers.config import CurveConfig, MethodConfig, ModelConfig, TrainingConfig
 from trainers.curve import budgets, ladder, scoring_rows
 from trainers.evaluation import evaluate_split
-from trainers.loop import stage_seed
 from trainers.methods import METHODS, make_method
-from trainers.models import ModelSpec, build_model
-from trainers.recipe import Setting, compress, finetune, pretrain
-from trainers.recovery import estimate_batch_norm, recover, train_briefly
+from trainers.models import ModelSpec
+from trainers.recipe import Setting, compress, cut_network, finetune, pretrain
 from trainers.saved_model import load_model
 
 CURVE = CurveConfig(num_points=5, largest=0.8, smallest=0.1, recovery_steps=4, max_validation=150)
@@ -55,20 +50,33 @@ def test_a_curve_has_the_trials_own_cut_first_and_one_for_each_other_budget(trai
 
 
 def test_a_cut_is_what_the_final_stage_makes_of_its_settings(trained):
-    """Each point can be rebuilt from the trial's model file and its settings: same cost, same score."""
+    """Each point can be rebuilt from the trial's model file and its settings: same cost, same score, whatever the final
+    stage trains with.
+    """
     setting, config, folder, results = trained
     rows = scoring_rows(setting.data, CURVE)
     assert len(rows.validation_rows) == 150
     saved = load_model(folder / "2/model.pt")
+    other = replace(setting, training=replace(setting.training, learning_rate=1e-12, seed=5))
     for cut in results[-1].curve:
-        method = make_method(replace(config, **cut["settings"]), setting.network)
-        method.attach(saved.model, saved.form)
-        pruned = method.finish()
-        recover(pruned.model, setting.data, setting.training, CURVE)
+        settings = replace(config, **cut["settings"])
+        pruned, _ = cut_network(other, settings, saved, CURVE)
         assert evaluate_split(pruned.model, rows)["accuracy"] == cut["score"]
-        (tuned,) = finetune(setting, replace(config, **cut["settings"]), 1, folder / "2/model.pt")
+        (tuned,) = finetune(other, settings, 1, folder / "2/model.pt", curve=CURVE)
         assert tuned.metrics["macs"] == cut["macs"]
         assert tuned.metrics["params"] == cut["params"]
+        assert tuned.metrics["start_val_accuracy"] == evaluate_split(pruned.model, setting.data)["accuracy"]
+
+
+def test_the_largest_budget_of_all_is_the_network_uncut(trained):
+    setting, config, folder, _ = trained
+    whole = replace(CURVE, num_points=1, largest=1.0)
+    (result,) = list(compress(setting, config, folder / "1/model.pt", folder / "whole", whole))[-1:]
+    own, uncut = result.curve
+    assert own["macs"] < uncut["macs"] == setting.dense_cost.macs
+    saved = load_model(folder / "whole/model.pt")
+    accuracy = evaluate_split(saved.model, scoring_rows(setting.data, whole))["accuracy"]
+    assert uncut["score"] >= accuracy
 
 
 def test_the_trained_network_is_not_touched_by_its_curve(trained):
@@ -120,47 +128,10 @@ def test_the_ladder_names_the_rules_own_setting(rule):
         assert deployed == {name: ranks[name] for name in deployed}
 
 
-def test_budgets_fall_in_equal_factors():
-    assert budgets(CurveConfig(num_points=3, largest=0.8, smallest=0.2)) == pytest.approx([0.8, 0.4, 0.2])
+def test_square_roots_of_budgets_fall_in_equal_steps():
+    assert budgets(CurveConfig(num_points=3, largest=0.81, smallest=0.25)) == pytest.approx([0.81, 0.49, 0.25])
     assert budgets(CurveConfig(num_points=1, largest=0.5)) == [0.5]
     assert budgets(CurveConfig(num_points=0)) == []
-
-
-def test_batch_norm_statistics_are_the_mean_over_the_batches(digits):
-    """Against the formula: means of batch means and of unbiased batch variances of the first layer's output."""
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(10))
-    training = TrainingConfig(batch_size=32, seed=3)
-    model(torch.zeros(1, *digits.sample_shape))
-    model[1].momentum = 0.3
-    model.eval()
-    before = copy.deepcopy(model[0].state_dict())
-    estimate_batch_norm(model, digits, training, 3)
-    generator = torch.Generator().manual_seed(stage_seed(3, "batch norm"))
-    batches = [images for images, _ in training_batches(digits, 100, "none", generator, torch.float32)][:3]
-    outputs = [model[0](images).detach() for images in batches]
-    means = torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0)
-    variances = torch.stack([y.transpose(0, 1).flatten(1).var(1) for y in outputs]).mean(0)
-    torch.testing.assert_close(model[1].running_mean, means)
-    torch.testing.assert_close(model[1].running_var, variances)
-    assert not model.training
-    assert model[1].momentum == 0.3
-    for key, value in before.items():
-        assert torch.equal(model[0].state_dict()[key], value)
-
-
-def test_recovery_trains_the_same_batches_for_every_network(digits):
-    torch.manual_seed(5)
-    spec = ModelSpec(ModelConfig("tiny"), digits.sample_shape, digits.num_classes)
-    model = build_model(spec)
-    twin = copy.deepcopy(model)
-    training, config = TrainingConfig(), CurveConfig(recovery_steps=30)  # more than the batches of an epoch
-    before = evaluate_split(model, digits)["loss"]
-    train_briefly(model, digits, training, config)
-    assert evaluate_split(model, digits)["loss"] < before
-    torch.rand(7)  # another state of the global generator
-    train_briefly(twin, digits, replace(training, optimizer="sgd", learning_rate=5.0, batch_size=7), config)
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_the_rows_that_score_are_spread_over_all_validation_rows(digits):

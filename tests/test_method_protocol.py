@@ -172,11 +172,11 @@ def test_finetuning_with_a_teacher_differs_and_needs_one(digits, tmp_path):
     list(compress(setting, config, tmp_path / "1/model.pt", tmp_path / "2"))
     start, distillation = tmp_path / "2/model.pt", DistillationConfig(weight=0.5)
     plain = list(finetune(setting, config, 2, start))
-    taught = list(finetune(setting, config, 2, start, tmp_path / "3", distillation, tmp_path / "1/model.pt"))
+    taught = list(finetune(setting, config, 2, start, tmp_path / "3", None, distillation, tmp_path / "1/model.pt"))
     assert plain[-1].metrics["val_loss"] != taught[-1].metrics["val_loss"]
     assert load_model(tmp_path / "3/model.pt").config["distillation"] == {"weight": 0.5, "temperature": 4.0}
     with pytest.raises(ValueError, match="distillation needs a teacher"):
-        list(finetune(setting, config, 2, start, None, distillation))
+        list(finetune(setting, config, 2, start, None, None, distillation))
 
 
 def test_greedy_is_a_rank_rule_of_a_whole_training(digits, tmp_path):

@@ -122,6 +122,13 @@ def test_larger_subsets_extend_smaller_ones(points):
     assert spread_subset(points, 5)[:2] == spread_subset(points, 2)
 
 
+def test_a_subset_begins_with_what_is_given():
+    points = np.array([[0.0, 3.0], [1.0, 2.9], [2.0, 1.0], [3.0, 0.0], [3.0, 3.0]])
+    assert spread_subset(points, 2, given=[1])[0] == 1
+    assert spread_subset(points, 1, given=[1]) == [1]
+    assert sorted(spread_subset(points, 9, given=[3])) == [0, 1, 2, 3]
+
+
 def test_subset_covers_the_front_and_not_one_end_of_it():
     x = np.linspace(0, 1, 101)
     points = np.stack((x, 1 - x), axis=1)

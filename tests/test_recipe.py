@@ -299,6 +299,39 @@ def test_fine_tuning_that_does_not_get_better_ends_early_also_when_it_was_cut_of
     assert len(list(tune("patient"))) == 6
 
 
+def test_a_stage_that_gets_worse_keeps_its_best_epoch_also_when_it_was_cut_off(setting, tmp_path, digits):
+    """Fine-tuning at a rate that destroys the network: what is kept is the cut; at one that swings, the best epoch."""
+    list(pretrain(setting, METHOD, tmp_path / "1"))
+    for folder, optimizer, rate in (("ruined", "adam", 1.0), ("swinging", "sgd", 0.03)):
+        wild = replace(
+            setting, training=replace(setting.training, optimizer=optimizer, learning_rate=rate, schedule="constant")
+        )
+
+        def tune(place, wild=wild):
+            return finetune(wild, METHOD, 4, tmp_path / "1/model.pt", tmp_path / place)
+
+        whole = list(tune(folder))
+        last = whole[-1].metrics
+        accuracies = [last["start_val_accuracy"], *(result.metrics["val_accuracy"] for result in whole[:-1])]
+        assert last["val_accuracy"] >= max(accuracies)
+        saved = load_model(tmp_path / folder / MODEL_FILE)
+        assert evaluate_split(saved.model, digits)["accuracy"] == last["val_accuracy"]
+        assert saved.history[-1]["metrics"] == last
+        if folder == "ruined":
+            assert last["best_epoch"] == 0
+            assert last["val_accuracy"] == last["start_val_accuracy"]
+        elif last["best_epoch"] < 4:
+            assert last["val_accuracy"] == accuracies[int(last["best_epoch"])]
+        cut_off = tune(folder + " again")
+        for _ in range(2):
+            next(cut_off)
+        cut_off.close()
+        assert metrics(list(tune(folder + " again"))) == metrics(whole)
+        again = load_model(tmp_path / f"{folder} again" / MODEL_FILE)
+        for name, value in again.model.state_dict().items():
+            assert torch.equal(value, saved.model.state_dict()[name])
+
+
 def test_a_batch_in_parts_makes_the_same_step(digits, tmp_path):
     """Without BatchNorm; 1,150 training images in batches of 100, in parts of 34 and 33."""
     training = TrainingConfig(batch_size=100, pretrain_epochs=2, dtype="float64", label_smoothing=0.1)

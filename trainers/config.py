@@ -215,20 +215,20 @@ class LatencyConfig(Section):
 class CurveConfig(Section):
     """One training, a whole curve: the trained network cut at `num_points` budgets, each scored on validation rows.
 
-    The budgets run from `largest` to `smallest`, shares of the dense network, in equal factors; `num_points: 0` leaves the
-    trial with its own cut alone. Before it is scored, a cut network recovers: BatchNorm statistics are estimated again from
-    `batch_norm_batches` batches, then it is trained for `recovery_steps` batches by Adam at `recovery_learning_rate`, the
-    same for every trial whatever it was trained with, see `trainers.recovery`. At most `max_validation` rows, evenly spread,
-    score it. Together the cuts of one training should cost about an epoch: the
-    defaults do with some ten thousand training images.
+    The budgets run from `largest` to `smallest`, shares of the dense network (1: the network uncut), in equal steps of their
+    square roots; `num_points: 0` leaves the trial with its own cut alone. Before it is scored, a cut network recovers
+    (`trainers.recovery`): BatchNorm statistics are estimated again from `batch_norm_batches` batches, then it is trained for
+    at most `recovery_steps` batches, as the trial was, at `recovery_learning_rate` (null: three tenths of the trial's own).
+    Whatever lowers its accuracy is taken back. At most `max_validation` rows, evenly spread, score it. Together the cuts of
+    one training should cost about an epoch: the defaults do with some ten thousand training images.
     """
 
     num_points: Annotated[int, at_least(0)] = 8
-    largest: Annotated[float, in_interval(0, 1, closed="(]")] = 0.8
+    largest: Annotated[float, in_interval(0, 1, closed="(]")] = 1.0
     smallest: Annotated[float, in_interval(0, 1, closed="(]")] = 0.04
     batch_norm_batches: Annotated[int, at_least(0)] = 5
-    recovery_steps: Annotated[int, at_least(0)] = 5
-    recovery_learning_rate: Annotated[float, greater_than(0)] = 1e-3
+    recovery_steps: Annotated[int, at_least(0)] = 10
+    recovery_learning_rate: Annotated[float | None, greater_than(0)] = None
     max_validation: Annotated[int, at_least(1)] = 1000
 
     def problems(self) -> list[tuple[str, str]]:

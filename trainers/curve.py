@@ -4,6 +4,7 @@ The exact SVD is taken once; a cut costs an evaluation and a short recovery, whe
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -57,10 +58,12 @@ def trained_curve(
     network's device.
     """
     rows = scoring_rows(data, config)
+    uncut = evaluate_split(method.model, rows, training.dtype)["accuracy"]
     shape = method.network.sample_shape
 
     def scored(settings: dict[str, float], pruned: PrunedModel, model: nn.Module) -> Cut:
-        cost, score = measure_cost(model, shape), _score(model, rows, training, config)
+        cost = measure_cost(model, shape)
+        score = recover(model.to(memory_format=torch.channels_last), rows, training, config, uncut).accuracy
         form = method.deployed_form(pruned).decomposition or ""
         foreseen = None if latency is None else latency.predict(form, pruned.layers)
         return Cut(settings, cost.macs, cost.params, score, foreseen)
@@ -105,14 +108,12 @@ def ladder(
 
 
 def budgets(config: CurveConfig) -> list[float]:
-    """Return the shares of the dense network at which a training is cut, from the largest, in equal factors."""
+    """Return the shares of the dense network at which a training is cut, from the largest.
+
+    Their square roots fall in equal steps: mild cuts, between which users choose, lie closer than in equal factors.
+    """
     if config.num_points < 2:
         return [config.largest] * config.num_points
-    factor = (config.smallest / config.largest) ** (1 / (config.num_points - 1))
-    return [config.largest * factor**i for i in range(config.num_points)]
-
-
-def _score(model: nn.Module, data: ImageData, training: TrainingConfig, config: CurveConfig) -> float:
-    model = model.to(memory_format=torch.channels_last)
-    recover(model, data, training, config)
-    return evaluate_split(model, data, training.dtype)["accuracy"]
+    first, last = math.sqrt(config.largest), math.sqrt(config.smallest)
+    steps = config.num_points - 1
+    return [(first + (last - first) * i / steps) ** 2 for i in range(config.num_points)]

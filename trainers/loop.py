@@ -16,6 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from trainers.batches import Share, training_batches
+from trainers.best import BestNetwork
 from trainers.checkpoint import load_checkpoint, require_same_config, save_checkpoint
 from trainers.config import TrainingConfig
 from trainers.data import ImageData
@@ -67,6 +68,9 @@ class Stage:
 
     With `patience` it ends before `epochs` once the validation accuracy has not risen for so many epochs.
 
+    `keep_best`: the network that is left in the end is that of the best epoch (`trainers.best`), not of the last one. With
+    `judge_start` the network as it is before any training is one of them.
+
     `accumulation`: each batch goes through the network in so many parts, one after another, whose gradients add up to the
     batch's. Memory for activations shrinks with it. The steps are the same up to rounding, except that BatchNorm sees the
     statistics of a part, and dropout other random numbers. `keep`: how many checkpoints are kept.
@@ -78,6 +82,8 @@ class Stage:
     config: dict[str, Any]
     checkpoint: Path | None = None
     patience: int | None = None
+    keep_best: bool = False
+    judge_start: bool = False
     accumulation: int = 1
     keep: int = 2
 
@@ -164,20 +170,24 @@ def train(
 
     Loss = cross-entropy (or what `distillation` makes of it) + the method's terms. `data` must be on the same device.
     `evaluate` is called after each epoch, with its number, and gives the metrics beside `train_loss` and `learning_rate`.
-    With `stage.checkpoint`, each epoch ends with a checkpoint there, and one that is there already is resumed. Returns the
-    results' records. Raises CheckpointError for a checkpoint of another config, and what training an epoch raised, such
-    as NonFiniteError for a loss that is NaN or infinite.
+    With `stage.keep_best` the last result's metrics are those of the network that is left. With `stage.checkpoint`, each
+    epoch ends with a checkpoint there, and one that is there already is resumed. Returns the results' records. Raises
+    CheckpointError for a checkpoint of another config, and what training an epoch raised, such as NonFiniteError for a loss
+    that is NaN or infinite.
     """
 
     def step_by(optimizer: Optimizer) -> Step:
         return Step(method, optimizer, stage.training, data.images.device, distillation, stage.accumulation)
 
-    history, optimizer = _start(method, stage)
+    best = BestNetwork() if stage.keep_best else None
+    history, optimizer = _start(method, stage, best)
     step = step_by(optimizer)
+    if best is not None and stage.judge_start and not history:
+        best.judge(0, evaluate(0).metrics, method.model)
     for epoch, record in enumerate(history, start=1):
         yield EpochResult(**record, replayed=True, judged=epoch < len(history))
     for epoch in range(len(history), stage.epochs):
-        if _stalled(history, stage.patience):
+        if _is_over(history, stage):
             break
         model = method.model
         trained = yield PendingEpoch(method, optimizer, step, data, stage, epoch)
@@ -196,14 +206,29 @@ def train(
         cpu_s = trained.cpu_s + time.process_time() - cpu_started
         result = EpochResult(epoch + 1, metrics, duration_s, cpu_s, time.time(), found.curve)
         history.append(result.record())
+        if best is not None:
+            best.judge(epoch + 1, found.metrics, method.model)
+            _keep_best(best, method, result, history, stage)
         if stage.checkpoint is not None:
-            _save(method, optimizer, stage, history)
+            _save(method, optimizer, stage, history, best)
         yield result
     return history
 
 
-def _stalled(history: list[dict[str, Any]], patience: int | None) -> bool:
-    """Whether the last `patience` epochs are all no better than the best one before them."""
+def _keep_best(
+    best: BestNetwork, method: Method, result: EpochResult, history: list[dict[str, Any]], stage: Stage
+) -> None:
+    """Where `result` is the last one, put the best network in place, and its metrics into the result."""
+    if _is_over(history, stage):
+        result.metrics.update(best.restore(method.model))
+        history[-1] = result.record()
+
+
+def _is_over(history: list[dict[str, Any]], stage: Stage) -> bool:
+    """Whether no epoch follows: all are done, or the last `patience` are no better than the best one before them."""
+    if len(history) == stage.epochs or (history and "best_epoch" in history[-1]["metrics"]):
+        return True
+    patience = stage.patience
     if patience is None or len(history) <= patience:
         return False
     accuracies: list[float] = [record["metrics"]["val_accuracy"] for record in history]
@@ -245,7 +270,7 @@ def _optimizer(method: Method, stage: Stage) -> Optimizer:
     return make_optimizer(method.model, stage.training, method.learning_rate_scales())
 
 
-def _start(method: Method, stage: Stage) -> tuple[list[dict[str, Any]], Optimizer]:
+def _start(method: Method, stage: Stage, best: BestNetwork | None) -> tuple[list[dict[str, Any]], Optimizer]:
     """Return the results of the epochs already done, if the stage has a checkpoint, and the optimizer to go on with."""
     found = None if stage.checkpoint is None else load_checkpoint(stage.checkpoint)
     if found is None:
@@ -255,6 +280,8 @@ def _start(method: Method, stage: Stage) -> tuple[list[dict[str, Any]], Optimize
     try:
         method.load_state(payload["method"])
         method.model.load_state_dict(payload["model"])
+        if best is not None:
+            best.load_state(payload["best"])
         optimizer = _optimizer(method, stage)
         optimizer.load_state_dict(payload["optimizer"])
         history = [EpochResult(**record).record() for record in payload["history"]]
@@ -267,7 +294,9 @@ def _start(method: Method, stage: Stage) -> tuple[list[dict[str, Any]], Optimize
     return history, optimizer
 
 
-def _save(method: Method, optimizer: Optimizer, stage: Stage, history: list[dict[str, Any]]) -> None:
+def _save(
+    method: Method, optimizer: Optimizer, stage: Stage, history: list[dict[str, Any]], best: BestNetwork | None
+) -> None:
     assert stage.checkpoint is not None
     content = {
         "config": stage.config,
@@ -275,5 +304,6 @@ def _save(method: Method, optimizer: Optimizer, stage: Stage, history: list[dict
         "method": method.state(),
         "model": method.model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        **({} if best is None else {"best": best.state()}),
     }
     save_checkpoint(stage.checkpoint, content, stage.keep)

@@ -12,9 +12,6 @@ is due too, for the caller to train: with those of other trials (`trainers.array
 (`trainers.distributed`).
 """
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -24,8 +21,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import nn
 
-from trainers.atomic import atomic_file
-from trainers.checkpoint import VERSION, named, remove_checkpoints, require_same_config
+from trainers.checkpoint import named, remove_checkpoints, require_same_config
 from trainers.config import (
     CurveConfig,
     DistillationConfig,
@@ -35,7 +31,7 @@ from trainers.config import (
     as_record,
 )
 from trainers.cost import Cost, measure_cost
-from trainers.curve import trained_curve
+from trainers.curve import scoring_rows, trained_curve
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel
 from trainers.distillation import Distillation
@@ -56,15 +52,14 @@ from trainers.methods import Method, Network, make_method, pretraining, resolve
 from trainers.methods.base import ValidationLoss
 from trainers.models import ModelSpec, build_model, build_shapes
 from trainers.optimizers import DTYPES
+from trainers.recovery import recover
 from trainers.saved_model import SavedModel, load_model, save_model
+from trainers.stage_one_store import share, store_name
 
 P = ParamSpec("P")
 
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.pt"
-RECIPE = 1  # to be raised by a change of code after which stage 1 gives other networks
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,9 +105,9 @@ def dense_model(setting: Setting) -> nn.Module:
 
 
 def train_dense_steps(setting: Setting, epochs: int, directory: Path | None = None) -> Steps:
-    """Train the undecomposed network for `epochs`: the baseline."""
-    stage = _stage("dense", setting, epochs, directory, {})
-    return (yield from _run(stage, setting, directory, lambda: _prepared(setting, MethodConfig(method="dense"))))
+    """Train the undecomposed network for `epochs`, and keep the best epoch's: the baseline."""
+    stage = replace(_stage("dense", setting, epochs, directory, {}), keep_best=True)
+    return (yield from _run(stage, setting, directory, lambda placed: _prepared(placed, MethodConfig(method="dense"))))
 
 
 def pretrain_steps(
@@ -126,12 +121,13 @@ def pretrain_steps(
     start = pretraining(config)
     record = {"factorization": as_record(setting.factorization), "method": as_record(resolve(start))}
     stage = _stage("pretrain", setting, setting.training.pretrain_epochs, directory, record)
-    shared = None if store is None or directory is None else (store / f"{_digest(stage)}.pt", directory / MODEL_FILE)
+    shared = None
+    if store is not None and directory is not None:
+        shared = (store / f"{store_name(stage.config)}.pt", directory / MODEL_FILE)
+        share(*shared)
+    history = yield from _run(stage, setting, directory, lambda placed: _prepared(placed, start))
     if shared is not None:
-        _share(*shared)
-    history = yield from _run(stage, setting, directory, lambda: _prepared(setting, start))
-    if shared is not None:
-        _share(*reversed(shared))
+        share(*reversed(shared))
     return history
 
 
@@ -152,8 +148,8 @@ def compress_steps(
     """
     saved = load_model(start_from)
 
-    def start() -> Method:
-        method = make_method(config, setting.network)
+    def start(placed: Setting) -> Method:
+        method = make_method(config, placed.network)
         if saved.form != method.trained_form():
             raise CheckpointError(
                 f"{named(start_from)} must be in the form {method.trained_form()}, but is {saved.form}; start from what "
@@ -183,24 +179,26 @@ def finetune_steps(
     epochs: int,
     start_from: Path,
     directory: Path | None = None,
+    curve: CurveConfig | None = None,
     distillation: DistillationConfig | None = None,
     teacher: Path | None = None,
     patience: int | None = None,
 ) -> Steps:
     """Stage 3: cut stage 2's model file as `config` says and train the low-rank network for `epochs`.
 
+    It begins with what `cut_network` returns, with `curve` the network that was scored, and keeps the best epoch's network,
+    or the cut itself where training only makes it worse (metric `best_epoch` 0). The metrics of the last epoch are those of
+    the network that is kept; `start_val_accuracy` is the cut's.
+
     With `distillation` it also learns from the model in the file `teacher`, such as stage 1's. With `patience` it ends once
     the validation accuracy has not risen for so many epochs.
     """
     saved = load_model(start_from)
 
-    def start() -> Method:
-        method = make_method(config, setting.network)
-        method.attach(saved.model.to(setting.device), saved.form)
-        method.bind()
-        pruned = method.finish(_validation_loss(setting))
-        plain = make_method(MethodConfig(method="dense"), setting.network)
-        plain.attach(pruned.model, method.deployed_form(pruned))
+    def start(placed: Setting) -> Method:
+        pruned, form = cut_network(placed, config, saved, curve)
+        plain = make_method(MethodConfig(method="dense"), placed.network)
+        plain.attach(pruned.model, form)
         return plain
 
     record: dict[str, Any] = {"method": as_record(resolve(config)), "start": start_record(saved)}
@@ -213,8 +211,31 @@ def finetune_steps(
         record |= {"distillation": as_record(distillation), "teacher": start_record(taught_by)}
     if patience is not None:
         record |= {"patience": patience}
-    stage = replace(_stage("finetune", setting, epochs, directory, record), patience=patience)
+    if curve is not None:
+        record |= {"recovery": as_record(curve)}
+    stage = replace(
+        _stage("finetune", setting, epochs, directory, record), patience=patience, keep_best=True, judge_start=True
+    )
     return (yield from _run(stage, setting, directory, start, distillation=teaching))
+
+
+def cut_network(
+    setting: Setting, config: MethodConfig, saved: SavedModel, curve: CurveConfig | None = None
+) -> tuple[PrunedModel, ModelForm]:
+    """Return stage 2's network as `config` cuts it, in the form in which it is deployed, on the setting's device.
+
+    With `curve` it recovers as it did before it was scored there: with the settings that its network was trained with, which
+    are not always those of `setting`.
+    """
+    method = make_method(config, setting.network)
+    method.attach(saved.model.to(setting.device), saved.form)
+    method.bind()
+    pruned = method.finish(_validation_loss(setting))
+    if curve is not None:
+        rows = scoring_rows(setting.data.to(setting.device), curve)
+        uncut = evaluate_split(method.model, rows, saved.training.dtype)["accuracy"]
+        recover(pruned.model.to(memory_format=torch.channels_last), rows, saved.training, curve, uncut)
+    return pruned, method.deployed_form(pruned)
 
 
 def _alone(steps: Callable[P, Steps]) -> Callable[P, Iterator[EpochResult]]:
@@ -278,7 +299,7 @@ def _run(
     stage: Stage,
     setting: Setting,
     directory: Path | None,
-    start: Callable[[], Method],
+    start: Callable[[Setting], Method],
     evaluate: Callable[[Method, Setting, int], Evaluation] | None = None,
     distillation: Distillation | None = None,
 ) -> Steps:
@@ -288,10 +309,10 @@ def _run(
     model_file = None if directory is None else directory / MODEL_FILE
     if model_file is not None and model_file.exists():
         return (yield from _recorded(model_file, stage))
-    method = start()
+    placed = replace(setting, data=setting.data.to(setting.device))
+    method = start(placed)
     method.model.to(setting.device).to(memory_format=torch.channels_last)
     method.bind()
-    placed = replace(setting, data=setting.data.to(setting.device))
     measure = partial(evaluate or partial(_evaluation, Evaluator(stage.training)), method, placed)
     history = yield from train(method, placed.data, stage, measure, distillation)
     if model_file is not None:
@@ -318,29 +339,6 @@ def _cut_evaluation(method: Method, setting: Setting, curve: CurveConfig | None)
         return Evaluation(metrics)
     cuts = trained_curve(method, pruned, decomposed, setting.data, setting.training, curve, setting.latency)
     return Evaluation({**metrics, "score": cuts[0].score}, [cut.record() for cut in cuts])
-
-
-def _digest(stage: Stage) -> str:
-    """Sum up what a network of stage 1 depends on: its configuration, and the code that trains and writes it."""
-    content = {**stage.config, "format": VERSION, "torch": torch.__version__, "recipe": RECIPE}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _share(source: Path, target: Path) -> None:
-    """Copy a model file to where there is none, atomically and readable for all.
-
-    The store only saves time: a file that is not there, cannot be read or written, or is damaged is passed over.
-    """
-    if target.exists() or not source.exists():
-        return
-    try:
-        load_model(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(target) as file:
-            file.write(source.read_bytes())
-        target.chmod(0o644)
-    except (OSError, CheckpointError) as error:
-        _log.warning("stage 1 is not shared by %s: %s", target if source.exists() else source, error)
 
 
 def _recorded(model_file: Path, stage: Stage) -> Steps:

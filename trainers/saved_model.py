@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainers.checkpoint import named, read_payload, write_payload
-from trainers.config import FactorizationConfig, ModelConfig, as_record
+from trainers.config import FactorizationConfig, ModelConfig, TrainingConfig, as_record
 from trainers.deploy import DeployedLayer
 from trainers.errors import CheckpointError
 from trainers.form import ModelForm, convert
@@ -24,6 +24,19 @@ class SavedModel:
     form: ModelForm
     config: dict[str, Any]
     history: list[dict[str, Any]]
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The settings that the network was trained with; the numbers of epochs are not among them.
+
+        Raises CheckpointError where the file does not say.
+        """
+        try:
+            return TrainingConfig(**_tuples(self.config["training"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the model file must say how its network was trained, but config.training is not there or unknown: {error}"
+            ) from error
 
 
 def save_model(saved: SavedModel, path: Path) -> None:
