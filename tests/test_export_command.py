@@ -10,10 +10,13 @@ import torch
 from recorded import record_sweep
 
 from orchestrator.config import dump_config
+from orchestrator.curves import candidates
 from orchestrator.export import find_source
 from orchestrator.front import read_front
 from orchestrator.paths import SweepPaths
+from orchestrator.records import read_records
 from trainers.batches import normalize
+from trainers.curve import scoring_rows
 from trainers.data import load_test
 from trainers.errors import SweepError
 from trainers.export.load import load
@@ -60,6 +63,23 @@ def test_a_pick_becomes_a_file_that_gives_its_logits(sweep, digits, small_sweep,
     assert "the first class agrees on 100.00%" in done.stdout
 
 
+def test_a_cut_is_exported_as_it_was_scored_without_fine_tuning(sweep, digits, small_sweep, tmp_path):
+    trial = next(record for record in read_records(sweep.results) if record.stage == "trial")
+    own, *others = candidates([trial])
+    for cut in (own, others[-1]):
+        file = tmp_path / f"{cut.name}.safetensors"
+        done = export(sweep.root, cut.name, "--output", file)
+        assert done.returncode == 0, done.stderr
+        network = load(file)
+        assert network.metadata["run"]["name"] == cut.name
+        assert network.metadata["run"]["score"] == cut.score
+        assert network.metadata["cost"]["macs"] == cut.macs
+        rows = scoring_rows(digits, small_sweep.curve).validation_rows
+        with torch.no_grad():
+            predicted = network(digits.images[rows]).argmax(1)
+        assert float((predicted == digits.labels[rows]).double().mean()) == pytest.approx(cut.score, abs=1e-9)
+
+
 def test_what_can_be_named(sweep, tmp_path, small_sweep):
     finalist = read_front(sweep.root).finalists[0].name
     file = sweep.run(finalist) / "model.pt"
@@ -87,7 +107,7 @@ def test_what_can_be_named(sweep, tmp_path, small_sweep):
             "must be named that has a model.pt, but got ''; picks: best, smallest, knee; finalists: fine",
         ),
         (("nonsense", "--output", "n.pt2"), "but got 'nonsense'; picks: best, smallest, knee"),
-        (("trial-0000", "--output", "n.pt2"), "must be in the form that is deployed, but is in that of training"),
+        (("pretrain-channel", "--output", "n.pt2"), "must be in the form that is deployed, but is in that of training"),
         (("best", "--output", "n.txt"), "output: must end in .pt2, .onnx, .safetensors"),
         (("best", "--output", "n.pt2", "--weights", "int8"), "int8 must go with the format onnx"),
     ],

@@ -315,7 +315,7 @@ def test_a_stage_that_gets_worse_keeps_its_best_epoch_also_when_it_was_cut_off(s
         accuracies = [last["start_val_accuracy"], *(result.metrics["val_accuracy"] for result in whole[:-1])]
         assert last["val_accuracy"] >= max(accuracies)
         saved = load_model(tmp_path / folder / MODEL_FILE)
-        assert evaluate_split(saved.model, digits)["accuracy"] == last["val_accuracy"]
+        assert evaluate_split(saved.model, digits, "float64")["accuracy"] == last["val_accuracy"]
         assert saved.history[-1]["metrics"] == last
         if folder == "ruined":
             assert last["best_epoch"] == 0
