@@ -64,9 +64,9 @@ def test_a_finalist_is_fine_tuned_from_its_trial_with_the_settings_of_its_cut():
 
 
 def test_what_has_lost_too_much_is_not_fine_tuned():
-    cuts = [*CUTS[:3], cut(2, {"energy": 0.5}, 200, 0.5)]
+    cuts = [*CUTS[:3], cut(2, {"energy": 0.5}, 200, 0.3)]
     assert [pick.macs for pick in pick_finalists([trial(0, cuts)], FinetuneConfig(9))] == [400]
-    everyone = FinetuneConfig(9, min_relative_score=0.5)
+    everyone = FinetuneConfig(9, min_relative_score=0.3)
     assert sorted(pick.macs for pick in pick_finalists([trial(0, cuts)], everyone)) == [200, 400]
 
 

@@ -280,7 +280,7 @@ def _start(method: Method, stage: Stage, best: BestNetwork | None) -> tuple[list
     try:
         method.load_state(payload["method"])
         method.model.load_state_dict(payload["model"])
-        if best is not None:
+        if best is not None and "best" in payload:  # else from before it was kept: the best of what follows
             best.load_state(payload["best"])
         optimizer = _optimizer(method, stage)
         optimizer.load_state_dict(payload["optimizer"])
