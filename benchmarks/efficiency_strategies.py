@@ -256,7 +256,7 @@ def _finetuned(records: list[RunRecord], task: Task, seed: int, folder: Path) ->
         setting = recipe.Setting(ModelSpec(task.model, data.sample_shape, data.num_classes), data, training)
         target = folder / f"finalist-{place}"
         start = Path(pick.name) / "2" / recipe.MODEL_FILE
-        for _ in recipe.finetune(setting, method, task.finetune.epochs, start, target):
+        for _ in recipe.finetune(setting, method, task.finetune.epochs, start, target, task.curve):
             pass
         scores = recipe.evaluate_model_file(target / recipe.MODEL_FILE, test, torch.device("cpu"))
         found.append((pick.macs_ratio or 1.0, scores["accuracy"]))

@@ -8,6 +8,7 @@ from orchestrator.constraints import feasible
 from orchestrator.curves import candidates
 from orchestrator.finalists import pick_among, within_reach
 from orchestrator.front import point_of
+from orchestrator.objectives import saves
 from orchestrator.picks import pick
 from orchestrator.records import RunRecord
 from orchestrator.selection import Limits
@@ -48,7 +49,8 @@ class Choice:
 
     def _within_limits(self, cuts: list[RunRecord], tuned: Sequence[Finalist], config: SweepConfig) -> list[RunRecord]:
         cuts = within_reach(cuts, tuned)
-        kept = [cut for cut in cuts if feasible(cut, config.search.constraints) and self.limits.admit(point_of(cut))]
+        limits = config.search.constraints
+        kept = [cut for cut in cuts if saves(cut) and feasible(cut, limits) and self.limits.admit(point_of(cut))]
         if self.knee and kept:
             points = {point_of(cut): cut for cut in kept}
             return [points[pick(list(points))["knee"]]]

@@ -35,9 +35,7 @@ def final_curve(record: RunRecord) -> list[CurvePoint]:
     """Return the curve at the end of a complete trial, its own cut first; empty for a run that has none."""
     if record.curve is None or record.state != "COMPLETE" or not record.macs or not record.params:
         return []
-    assert record.macs_ratio is not None
-    assert record.params_ratio is not None
-    dense_macs, dense_params = record.macs / record.macs_ratio, record.params / record.params_ratio
+    dense_macs, dense_params = dense_costs(record)
     return [
         CurvePoint(
             record.name,
@@ -52,6 +50,18 @@ def final_curve(record: RunRecord) -> list[CurvePoint]:
         for cut in json.loads(record.curve)
         if cut["epoch"] == record.epochs
     ]
+
+
+def dense_costs(record: RunRecord) -> tuple[int, int]:
+    """Return MACs and parameters of the dense network, which a record with costs has its ratios to.
+
+    Whole numbers: a quotient is off by its rounding, and the network uncut would be a little cheaper than itself.
+    """
+    assert record.macs
+    assert record.params
+    assert record.macs_ratio
+    assert record.params_ratio
+    return round(record.macs / record.macs_ratio), round(record.params / record.params_ratio)
 
 
 def candidates(trials: Sequence[RunRecord]) -> list[RunRecord]:

@@ -123,12 +123,14 @@ def _candidate(paths: SweepPaths, name: str) -> RunRecord | None:
 def _cut(saved: "SavedModel", candidate: RunRecord, config: SweepConfig, data: "ImageData") -> "SavedModel":
     """Return the network that was scored: the final stage would begin with it."""
     from trainers.evaluation import evaluate_split
+    from trainers.latency import threads
     from trainers.recipe import Setting, cut_network
 
     training, method = job_configs(finetune_job(candidate), config)
     setting = Setting(saved.spec, data, training, config.factorization)
-    pruned, form = cut_network(setting, method, saved, config.curve)
-    scores = evaluate_split(pruned.model, data, saved.training.dtype)
+    with threads(config.resources.cpus_per_trial):  # on other numbers of threads sums are rounded otherwise
+        pruned, form = cut_network(setting, method, saved, config.curve)
+        scores = evaluate_split(pruned.model, data, saved.training.dtype)
     metrics = {f"val_{name}": value for name, value in scores.items()}
     return replace(saved, model=pruned.model, form=form, history=[{"epoch": 0, "metrics": metrics}])
 

@@ -7,7 +7,7 @@ import numpy as np
 from orchestrator.config import ConstraintsConfig, FinetuneConfig
 from orchestrator.constraints import feasible
 from orchestrator.curves import candidates
-from orchestrator.objectives import accuracy_of, front_of, objectives
+from orchestrator.objectives import accuracy_of, front_of, objectives, saves
 from orchestrator.pareto import spread_subset
 from orchestrator.records import RunRecord
 from orchestrator.tuned import Finalist
@@ -29,19 +29,19 @@ def pick_among(
     """Return at most `config.num_models` of the non-dominated `cuts` by their scores, spread along the front, best first.
 
     Those that break `constraints`, or are below `config.min_relative_score` of the best, are left out; so are networks that
-    cost no less than the dense one, for which the baseline stands, unless there are no others. Of two or more the first has
-    the highest score; each further choice adds the most hypervolume. MACs count by their logarithm there: halving them is
-    worth the same anywhere on the front.
+    cost no less than the dense one, for which the baseline stands, where others do. Of two or more the first has the
+    highest score; each further choice adds the most hypervolume. MACs count by their logarithm there: halving them is worth
+    the same anywhere on the front.
     """
     limits = constraints or ConstraintsConfig()
-    allowed = [candidate for candidate in cuts if feasible(candidate, limits)]
-    front = front_of([candidate for candidate in allowed if (candidate.macs_ratio or 0) < 1] or allowed)
+    cheaper = [candidate for candidate in cuts if saves(candidate)] or cuts
+    front = front_of([candidate for candidate in cheaper if feasible(candidate, limits)])
     best = max((accuracy_of(candidate) or 0.0 for candidate in front), default=0.0)
     front = [candidate for candidate in front if (accuracy_of(candidate) or 0.0) >= config.min_relative_score * best]
     points = objectives(front)
     points[:, 1] = np.log(points[:, 1])
     # hypervolume alone would leave out the upper end of a front that is flat there
-    nearest_to_dense = [len(front) - 1] if front and config.num_models > 1 else []
+    nearest_to_dense = [int(points[:, 0].argmin())] if front and config.num_models > 1 else []
     return [front[row] for row in spread_subset(points, config.num_models, nearest_to_dense)]
 
 

@@ -104,8 +104,13 @@ def sweep_front(records: list[RunRecord]) -> SweepFront:
         finalists,
         {finalist.record.name: by_name[finalist.candidate] for finalist in tuned if finalist.candidate in by_name},
         front_hypervolume(cuts),
-        pick(finalists or front, None if dense is None else dense.accuracy),
+        pick(finalists or _saving(front), None if dense is None else dense.accuracy),
     )
+
+
+def _saving(front: list[FrontPoint]) -> list[FrontPoint]:
+    """Those that cost less than the dense network, if there are any: the others are the network uncut."""
+    return [point for point in front if (point.macs_ratio or 0.0) < 1] or front
 
 
 def front_tables(front: SweepFront) -> RenderableType:

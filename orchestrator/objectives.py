@@ -27,6 +27,11 @@ def accuracy_of(record: RunRecord) -> float | None:
     return record.val_accuracy if record.score is None else record.score
 
 
+def saves(record: RunRecord) -> bool:
+    """Whether a network costs less than the dense one: a curve begins with the network uncut, which nobody looks for."""
+    return (record.macs_ratio or 0.0) < 1
+
+
 def front_of(records: list[RunRecord]) -> list[RunRecord]:
     """Return the non-dominated complete runs, from the fewest MACs to the most."""
     keep = non_dominated(objectives(records))

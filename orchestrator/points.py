@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.curves import candidates
+from orchestrator.curves import candidates, dense_costs
 from orchestrator.front import SweepFront
 from orchestrator.records import SCHEMA, RunRecord
 from orchestrator.tuned import on_trained_front
@@ -71,7 +71,7 @@ def _rungs(trial: RunRecord) -> Iterator[dict[str, Any]]:
         cuts = [cut for cut in cuts if cut["epoch"] != trial.epochs]
     if not cuts or not trial.macs or not trial.macs_ratio or not trial.params or not trial.params_ratio:
         return
-    dense_macs, dense_params = trial.macs / trial.macs_ratio, trial.params / trial.params_ratio
+    dense_macs, dense_params = dense_costs(trial)
     settings, places = json.loads(trial.settings or "{}"), dict[int, int]()
     for cut in cuts:
         place = places[cut["epoch"]] = places.get(cut["epoch"], -1) + 1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.curves import candidates
-from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
+from orchestrator.objectives import accuracy_of, front_hypervolume, front_of, saves
 from orchestrator.records import RunRecord
 
 
@@ -27,5 +27,5 @@ class RunningFront:
 
     @property
     def best_accuracy(self) -> float | None:
-        """The best accuracy of all cuts; None where there is none."""
-        return max((accuracy_of(cut) or 0.0 for cut in self.cuts), default=None)
+        """The best accuracy of all cuts that cost less than the dense network; None where there is none."""
+        return max((accuracy_of(cut) or 0.0 for cut in self.cuts if saves(cut)), default=None)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.config import StopConfig
-from orchestrator.objectives import accuracy_of
+from orchestrator.objectives import accuracy_of, saves
 from orchestrator.records import RunRecord
 from orchestrator.running_front import RunningFront
 
@@ -59,6 +59,7 @@ class StopRules:
         self._reached |= target is not None and any(
             (accuracy_of(cut) or 0.0) >= target and (cut.macs_ratio or 1.0) <= self._config.target_macs_ratio
             for cut in self._front.cuts
+            if saves(cut)
         )
 
     def _is_flat(self, patience: int) -> bool:

@@ -8,7 +8,7 @@ import torch
 from small_networks import attached
 
 from trainers.config import CurveConfig, MethodConfig, ModelConfig, TrainingConfig
-from trainers.curve import budgets, ladder, scoring_rows
+from trainers.curve import budgets, judged_curve, ladder, scoring_rows
 from trainers.evaluation import evaluate_split
 from trainers.methods import METHODS, make_method
 from trainers.models import ModelSpec
@@ -141,3 +141,10 @@ def test_the_rows_that_score_are_spread_over_all_validation_rows(digits):
     assert rows[0] == digits.validation_rows[0]
     assert rows[-1] == digits.validation_rows[-1]
     assert torch.equal(scoring_rows(digits, CurveConfig()).validation_rows, digits.validation_rows)
+
+
+def test_on_the_way_trials_are_compared_without_their_mild_cuts():
+    assert budgets(judged_curve(CurveConfig())) == pytest.approx([0.8, 0.4395, 0.1862, 0.04], abs=1e-4)
+    assert judged_curve(CurveConfig()).recovery_steps == 0
+    assert budgets(judged_curve(CurveConfig(num_points=4, smallest=0.9))) == pytest.approx([0.9, 0.9])
+    assert budgets(judged_curve(CurveConfig(num_points=3, largest=0.5))) == [0.5, 0.04]

@@ -1,15 +1,16 @@
 """Curves in the table: candidates of the final stage, and the rules that end a search."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from orchestrator.config import FinetuneConfig, StopConfig
-from orchestrator.curves import candidates, curve_table, final_curve, trial_of
+from orchestrator.curves import candidates, curve_table, dense_costs, final_curve, trial_of
 from orchestrator.finalists import pick_finalists
 from orchestrator.front import sweep_front
 from orchestrator.jobs import finetune_job
-from orchestrator.objectives import front_hypervolume, objectives
+from orchestrator.objectives import front_hypervolume, objectives, saves
 from orchestrator.records import RunRecord
 from orchestrator.stop_rules import StopRules
 
@@ -129,3 +130,28 @@ class TestStopRules:
     def test_whether_there_is_a_rule(self, given):
         assert StopRules(StopConfig(**given), 1).any
         assert not StopRules(StopConfig(), 1).any
+
+
+def test_the_uncut_network_is_no_finalist_whatever_its_ratios_are_rounded_to():
+    """The dense costs of a record are quotients: of many, some come out a little too large."""
+    for dense in range(10_000, 10_400):
+        for macs in (dense // 3, dense // 7):
+            run = replace(trial(0), macs=macs, macs_ratio=macs / dense, params=macs, params_ratio=macs / dense)
+            assert dense_costs(run) == (dense, dense)
+            whole = replace(run, curve=json.dumps([cut(2, {}, macs, 0.8), cut(2, {"energy": 0.01}, dense, 0.9)]))
+            assert [saves(row) for row in candidates([whole])] == [True, False]
+            assert [pick.macs for pick in pick_finalists([whole], FinetuneConfig(3))] == [macs]
+
+
+def test_where_nothing_saves_the_uncut_network_is_fine_tuned():
+    whole = trial(0, [cut(2, {}, 1000, 0.8)], macs=1000)
+    assert [pick.macs for pick in pick_finalists([whole], FinetuneConfig(3))] == [1000]
+
+
+def test_one_finalist_is_the_cut_with_the_highest_score():
+    flat = [
+        cut(2, {}, 100, 0.5),
+        *(cut(2, {"energy": e}, m, 0.9 + e) for m, e in ((300, 0.01), (600, 0.02), (900, 0.03))),
+    ]
+    picks = pick_finalists([trial(0, flat, macs=100, score=0.5)], FinetuneConfig(2))
+    assert [pick.macs for pick in picks] == [900, 300]

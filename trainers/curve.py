@@ -24,6 +24,8 @@ from trainers.methods import Method
 from trainers.rank_rules import RULE_SETTINGS, choose_ranks
 from trainers.recovery import recover
 
+_LARGEST_JUDGED = 0.8
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -81,6 +83,15 @@ def trained_curve(
     return cuts
 
 
+def judged_curve(config: CurveConfig) -> CurveConfig:
+    """Return the curve by which trials are compared on their way: half of the points, without steps of recovery.
+
+    Mild cuts are left out: there all trials cost the same, and the one that happens to be the best would never be stopped.
+    """
+    largest = max(config.smallest, min(config.largest, _LARGEST_JUDGED))
+    return replace(config, num_points=-(-config.num_points // 2), recovery_steps=0, largest=largest)
+
+
 def scoring_rows(data: ImageData, config: CurveConfig) -> ImageData:
     """Return the set with at most `max_validation` validation rows, evenly spread."""
     return replace(data, validation_rows=spread_rows(data.validation_rows, config.max_validation))
@@ -116,4 +127,5 @@ def budgets(config: CurveConfig) -> list[float]:
         return [config.largest] * config.num_points
     first, last = math.sqrt(config.largest), math.sqrt(config.smallest)
     steps = config.num_points - 1
-    return [(first + (last - first) * i / steps) ** 2 for i in range(config.num_points)]
+    between = [(first + (last - first) * i / steps) ** 2 for i in range(1, steps)]
+    return [config.largest, *between, config.smallest]

@@ -31,7 +31,7 @@ from trainers.config import (
     as_record,
 )
 from trainers.cost import Cost, measure_cost
-from trainers.curve import scoring_rows, trained_curve
+from trainers.curve import judged_curve, scoring_rows, trained_curve
 from trainers.data import ImageData
 from trainers.deploy import PrunedModel
 from trainers.distillation import Distillation
@@ -167,7 +167,7 @@ def compress_steps(
     stage = _stage("compress", setting, epochs, directory, record)
 
     def evaluate(method: Method, placed: Setting, epoch: int) -> Evaluation:
-        on_the_way = None if curve is None else replace(curve, num_points=-(-curve.num_points // 2), recovery_steps=0)
+        on_the_way = None if curve is None else judged_curve(curve)
         return _cut_evaluation(method, placed, (curve if epoch == epochs else on_the_way) if epoch in due else None)
 
     return (yield from _run(stage, setting, directory, start, evaluate))

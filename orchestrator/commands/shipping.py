@@ -66,7 +66,9 @@ def export(
     run: Annotated[
         Any, typer.Argument(parser=folder_here, metavar="RUN", help="A sweep's output directory, or a model.pt.")
     ],
-    name: Annotated[str | None, typer.Argument(help="In a sweep: a run, or best, smallest or knee.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="In a sweep: a run, best, smallest or knee, or a cut such as trial-0003-cut-2.")
+    ] = None,
     *,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file; its suffix names the format as well.")],
     format_: Annotated[Format | None, typer.Option("--format", help="Default: the suffix of FILE.")] = None,

@@ -51,7 +51,7 @@ def run_changes(saved: SavedModel | None, job: Job, config: SweepConfig, overrid
 
 
 def _trained_with(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("epochs", "training", "method", "model", "factorization", "curve", "distillation", "patience")
+    keys = ("epochs", "training", "method", "model", "factorization", "curve", "recovery", "distillation", "patience")
     return flatten({key: record[key] for key in keys if key in record})
 
 
@@ -71,6 +71,7 @@ def _settings_of(saved: SavedModel, job: Job, config: SweepConfig) -> dict[str, 
     sections = {
         "factorization": config.factorization,
         "curve": config.curve,
+        "recovery": config.curve,
         "distillation": config.finetune.distillation,
     }
     settings |= {key: as_record(section) for key, section in sections.items() if key in saved.config}

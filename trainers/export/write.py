@@ -89,8 +89,8 @@ def _require_deployed(saved: SavedModel, data: ImageData) -> None:
     uncut = saved.config.get("stage") in ("pretrain", "compress") and saved.form.layers is None
     if of_training or uncut:
         raise ExportError(
-            "the network must be in the form that is deployed, but is in that of training; export a fine-tuned finalist or "
-            "the dense baseline"
+            "the network must be in the form that is deployed, but is in that of training; export a fine-tuned finalist, "
+            "the dense baseline, or a cut such as trial-0003-cut-2"
         )
     if data.sample_shape != tuple(saved.spec.sample_shape) or data.num_classes != saved.spec.num_classes:
         raise ExportError(
