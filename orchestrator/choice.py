@@ -55,7 +55,7 @@ class Choice:
             points = {point_of(cut): cut for cut in kept}
             return [points[pick(list(points))["knee"]]]
         num = config.finetune.num_models if self.num is None else self.num
-        picks = pick_among(kept, replace(config.finetune, num_models=num))
+        picks = pick_among(kept, replace(config.finetune, num_models=num), num_scored=config.curve.max_validation)
         if not picks:
             least = min(cuts, key=lambda cut: cut.macs or 0)
             which = " that may get past the finalists" if tuned else ""

@@ -242,7 +242,7 @@ def _run_stages(config: SweepConfig, paths: SweepPaths, plan: SweepPlan, ledger:
         run_search(study, find_search_space(config.search_space), missing, config, paths, data, ledger)
         change_state(paths, search_over=ends)
     trials = ledger.records("trial")
-    picks = pick_finalists(trials, config.finetune, config.search.constraints)
+    picks = pick_finalists(trials, config.finetune, config.search.constraints, config.curve.max_validation)
     if not picks:
         raise SweepError(_no_finalist(trials))
     _finetune(picks, config.finetune.repeats, config, paths, plan.data, data, ledger)
