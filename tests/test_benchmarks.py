@@ -98,7 +98,11 @@ def test_speed_needs_neither_ray_nor_mlflow_nor_optuna(pytestconfig, tmp_path, m
     assert all(row["s"] > 0 and row["speedup"] > 0 for row in rows.values())
     assert [row["trials"] for row in found["array_scaling.py"]["rows"]] == [2]
     ways = found["end_to_end.py"]["ways"]
-    assert [(way["trainings"], way["points"]) for way in ways.values()] == [(2, 18), (2, 18), (1, 1)]
+    assert [(way["trainings"], way["points"]) for way in ways.values()] == [
+        (2, 16),
+        (2, 16),
+        (1, 1),
+    ]  # of nine cuts each two are alike
     table = (tmp_path / "speed_cpu.md").read_text()
     assert all(
         text in table for text in ("# Speed on a CPU", "authors_spatial", "eager, bfloat16, channel", "torch 2.")

@@ -25,7 +25,7 @@ class BestNetwork:
             self.epoch, self._metrics = epoch, metrics
             self._weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
-    def restore(self, model: nn.Module) -> dict[str, float]:
+    def put_back(self, model: nn.Module) -> dict[str, float]:
         """Give `model` the best weights; return their metrics, `best_epoch`, and `start_val_accuracy` where it is known."""
         model.load_state_dict(self._weights)
         return {**self._metrics, "best_epoch": float(self.epoch), **self._start}

@@ -220,7 +220,7 @@ def _keep_best(
 ) -> None:
     """Where `result` is the last one, put the best network in place, and its metrics into the result."""
     if _is_over(history, stage):
-        result.metrics.update(best.restore(method.model))
+        result.metrics.update(best.put_back(method.model))
         history[-1] = result.record()
 
 
