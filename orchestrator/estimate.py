@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import ResourcesConfig, SweepConfig
-from orchestrator.probes import few_batches, trial_of_form
+from orchestrator.probes import few_batches, longest_recovery_s, trial_of_form
 from orchestrator.ray_session import places
 from trainers.config import MethodConfig
 
@@ -101,10 +101,15 @@ def measure(config: SweepConfig, start: MethodConfig, arrays: dict[str, Any], gp
         list(recipe.pretrain(few_setting, start, Path(folder)))  # also what warms everything up
         few, more = (next(recipe.pretrain(setting, start)).duration_s for setting in (few_setting, more_setting))
         begun = Path(folder) / recipe.MODEL_FILE
+        without_steps = replace(config.curve, recovery_steps=0)
         plain, curved = (
             next(recipe.compress(few_setting, trial_of_form(start), begun, None, curve)).duration_s
-            for curve in (replace(config.curve, num_points=0), config.curve)
+            for curve in (replace(without_steps, num_points=0), without_steps)
+        )
+        shorter, longer = (
+            longest_recovery_s(few_setting, start, begun, curve) for curve in (without_steps, config.curve)
         )
     num_more = (len(more_setting.data.train_rows) - len(few_setting.data.train_rows)) // config.training.batch_size
     batch_s = max(0.0, more - few) / max(1, num_more)
-    return Timing(batch_s, max(0.0, few - _FEW * batch_s), max(0.0, curved - plain))
+    curve_s = max(0.0, curved - plain) + (config.curve.num_points + 1) * max(0.0, longer - shorter)
+    return Timing(batch_s, max(0.0, few - _FEW * batch_s), curve_s)

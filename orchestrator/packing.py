@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SweepConfig
-from orchestrator.probes import few_batches, trial_of_form
+from orchestrator.probes import few_batches, longest_recovery_s, trial_of_form
 from trainers.config import MethodConfig
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def measure(config: SweepConfig, start: MethodConfig, arrays: dict[str, Any]) ->
         list(recipe.pretrain(setting, start, Path(folder)))
         begun = Path(folder) / recipe.MODEL_FILE
         list(recipe.compress(setting, trial_of_form(start), begun, None, config.curve))
+        longest_recovery_s(setting, start, begun, config.curve)
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()
     return GpuUse(total, torch.cuda.max_memory_reserved(), context)
