@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.curves import candidates
-from orchestrator.objectives import accuracy_of, front_hypervolume, front_of
+from orchestrator.objectives import accuracy_of, front_hypervolume, front_of, saves
 from orchestrator.paths import SweepPaths
 from orchestrator.picks import PickName, pick
 from orchestrator.records import RunRecord, read_records
@@ -96,7 +96,9 @@ def sweep_front(records: list[RunRecord]) -> SweepFront:
     tuned = sorted(fine_tuned(records), key=lambda finalist: finalist.record.macs or 0)
     by_name = {cut.name: cut for cut in cuts}
     dense = next((point_of(r) for r in records if r.stage == "dense" and r.state == "COMPLETE"), None)
-    front = [point_of(record) for record in front_of(cuts)]
+    on_front = front_of(cuts)
+    front = [point_of(record) for record in on_front]
+    cheaper = [point_of(record) for record in on_front if saves(record)] or front
     finalists = [_finalist_point(finalist) for finalist in tuned]
     return SweepFront(
         dense,
@@ -104,13 +106,8 @@ def sweep_front(records: list[RunRecord]) -> SweepFront:
         finalists,
         {finalist.record.name: by_name[finalist.candidate] for finalist in tuned if finalist.candidate in by_name},
         front_hypervolume(cuts),
-        pick(finalists or _saving(front), None if dense is None else dense.accuracy),
+        pick(finalists or cheaper, None if dense is None else dense.accuracy),
     )
-
-
-def _saving(front: list[FrontPoint]) -> list[FrontPoint]:
-    """Those that cost less than the dense network, if there are any: the others are the network uncut."""
-    return [point for point in front if (point.macs_ratio or 0.0) < 1] or front
 
 
 def front_tables(front: SweepFront) -> RenderableType:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 STRENGTH = {"l1": (1e-4, 0.5), "hoyer": (1e-4, 0.5), "hoyer_square": (1e-5, 0.1)}
 
 # tried before anything is drawn: a weak, a weaker and a strong pressure towards low rank, else what trains well, in either
-# form. The weaker one goes on from the weak one's network and brings back what that lost: the front's upper end
+# form. The weaker one is for the front's upper end
 FIRST_POINTS: "tuple[dict[str, Any], ...]" = tuple(
     {
         "decomposition": decomposition,

@@ -220,7 +220,7 @@ class CurveConfig(Section):
     (`trainers.recovery`): BatchNorm statistics are estimated again from `batch_norm_batches` batches, then it is trained for
     at most `recovery_steps` batches, as the trial was, at `recovery_learning_rate` (null: three tenths of the trial's own).
     Whatever lowers its accuracy is taken back. At most `max_validation` rows, evenly spread, score it. Together the cuts of
-    one training should cost about an epoch: the defaults do with some ten thousand training images.
+    one training should cost about an epoch: the defaults do with some thirty thousand training images.
     """
 
     num_points: Annotated[int, at_least(0)] = 8
